@@ -1,0 +1,8 @@
+"""All benchmarks, one after another; the exit status tells whether every limit was kept."""
+
+import sys
+
+from benchmarks import decomposition, memory, record_size, study_overhead
+
+kept = [part.main() for part in (decomposition, record_size, study_overhead, memory)]
+sys.exit(not all(kept))

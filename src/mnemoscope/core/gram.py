@@ -1,0 +1,241 @@
+r"""The Gram record holds the inner products among a few named vectors at every network call.
+
+Names::
+
+    x       state                    target  clean latents of the training image in question
+    eps_u   unconditional estimate   x_T     initial noise (the state at the first call)
+    eps_c   conditional estimate     x_0     final sample
+                                     mean    reference mean of the unconditional clean estimate
+
+Every other vector the founding paper speaks of is a linear combination of these at each call, so
+its norms, cosines and least-squares coefficients are arithmetic on 28 numbers::
+
+    eps_g = (1 - g)·eps_u + g·eps_c          gap   = eps_c - eps_u
+    x0_b  = (x - sigma·eps_b) / alpha        <a, b> = aᵀ G b for coefficient vectors a, b
+
+Least squares of y on vectors v_1..v_k solves the k normal equations in closed form; the residual
+follows from the same products.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mnemoscope.core.noise import Level, log_snr
+from mnemoscope.core.record import Trajectory
+from mnemoscope.errors import NeedsError, did_you_mean
+
+NAMES = ("x", "eps_u", "eps_c", "target", "x_T", "x_0", "mean")
+"""The named vectors, in the order of the record."""
+
+PAIRS = tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i:])
+"""The 28 products, upper triangle, row by row."""
+
+Coefficients = Float[Tensor, "sample call name"]
+Vector = str | Mapping[str, "float | Tensor"]
+"""A named vector, a derived one ("eps_g", "gap", "x0_u", "x0_c", "x0_g"), or a linear combination
+of any of these as a mapping from name to weight, e.g. ``{"target": 1, "mean": -1}``."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A least-squares fit, one a sample and call.
+
+    Attributes:
+        weights: Coefficient of each regressor, in the order given.
+        residual: Root-mean-square residual a coordinate, ||y - fit|| / sqrt(d).
+    """
+
+    weights: Float[Tensor, "sample call regressor"]
+    residual: Float[Tensor, "sample call"]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of the named vectors, float64.
+
+    Attributes:
+        level: Level of each call, unit form.
+        products: <a, b> for every pair of names; NaN where a vector does not exist.
+        guidance: Guidance scale of each sample.
+        d: Number of latent coordinates.
+        final: Level the last update arrives at.
+    """
+
+    level: Level
+    products: Float[Tensor, "sample call name name"]
+    guidance: Float[Tensor, " sample"]
+    d: int
+    final: Level
+
+    @classmethod
+    def of(
+        cls,
+        trajectory: Trajectory,
+        *,
+        target: Float[Tensor, "sample d"] | None,
+        mean: Float[Tensor, " d"] | None,
+        guidance: float,
+        final: Level,
+    ) -> "Gram":
+        """Reduce a tape to its inner products.
+
+        Args:
+            trajectory: The tape of a batch.
+            target: Latents of each sample's training image; rows of NaN, or None, where there is
+                none.
+            mean: Reference mean of the unconditional clean estimate; None where unknown.
+            guidance: Guidance scale the batch was sampled with.
+            final: Level of the final state, unit form.
+
+        Returns:
+            The record of the batch; products are accumulated in float64.
+
+        Source: ours.
+        """
+        samples, calls, d = trajectory.x.shape
+        absent = torch.full((samples, d), torch.nan)
+        still = torch.stack(
+            [
+                absent if target is None else target.detach().float().cpu(),
+                trajectory.x_T,
+                trajectory.x_0,
+                absent if mean is None else mean.detach().float().cpu().expand(samples, d),
+            ],
+            dim=1,
+        ).double()
+        products = torch.empty(samples, calls, len(NAMES), len(NAMES), dtype=torch.float64)
+        for call in range(calls):
+            moving = torch.stack(
+                [trajectory.x[:, call], trajectory.eps_u[:, call], trajectory.eps_c[:, call]], dim=1
+            )
+            vectors = torch.cat([moving.double(), still], dim=1)
+            products[:, call] = vectors @ vectors.mT
+        return cls(
+            trajectory.level,
+            products,
+            torch.full((samples,), guidance, dtype=torch.float64),
+            d,
+            final,
+        )
+
+    @property
+    def log_snr(self) -> Float[Tensor, " call"]:
+        """Return the log signal-to-noise ratio of each call."""
+        return log_snr(self.level)
+
+    @property
+    def calls(self) -> int:
+        """Return the number of network calls a branch."""
+        return self.products.shape[1]
+
+    def select(self, samples: Bool[Tensor, " sample"]) -> "Gram":
+        """Return the record of some of the samples."""
+        return replace(self, products=self.products[samples], guidance=self.guidance[samples])
+
+    def states(self) -> "Gram":
+        """Return the record at the updates' destinations: calls 1, 2, ..., and the final state.
+
+        In the last row `x` is the final sample; the estimates do not exist there and are NaN.
+
+        Source: ours; the paper's decomposition is taken at the destination of each update.
+        """
+        last = self.products[:, -1:].clone()
+        x, x_0 = NAMES.index("x"), NAMES.index("x_0")
+        last[:, :, x, :] = last[:, :, x_0, :]
+        last[:, :, :, x] = last[:, :, :, x_0]
+        for name in ("eps_u", "eps_c"):
+            last[:, :, NAMES.index(name), :] = torch.nan
+            last[:, :, :, NAMES.index(name)] = torch.nan
+        level = Level(
+            *(
+                torch.cat([here[1:], there.reshape(1).to(here)])
+                for here, there in zip(self.level, self.final, strict=True)
+            )
+        )
+        return replace(self, level=level, products=torch.cat([self.products[:, 1:], last], dim=1))
+
+    def coefficients(self, vector: Vector) -> Coefficients:
+        """Write a vector as a linear combination of the named ones.
+
+        Raises:
+            NeedsError: If a name is neither recorded nor derived.
+        """
+        samples, calls = self.products.shape[:2]
+        if not isinstance(vector, str):
+            total = torch.zeros(samples, calls, len(NAMES), dtype=torch.float64)
+            for name, weight in vector.items():
+                scale = torch.as_tensor(weight, dtype=torch.float64)
+                if scale.ndim == 1:
+                    scale = scale[None, :, None]
+                elif scale.ndim == 2:
+                    scale = scale[:, :, None]
+                total = total + scale * self.coefficients(name)
+            return total
+        if vector in NAMES:
+            unit = torch.zeros(len(NAMES), dtype=torch.float64)
+            unit[NAMES.index(vector)] = 1
+            return unit.expand(samples, calls, len(NAMES))
+        alpha, sigma = self.level
+        match vector:
+            case "eps_g":
+                g = self.guidance[:, None].expand(samples, calls)
+                return self.coefficients({"eps_u": 1 - g, "eps_c": g})
+            case "gap":
+                return self.coefficients({"eps_c": 1.0, "eps_u": -1.0})
+            case "x0_u" | "x0_c" | "x0_g":
+                branch = f"eps_{vector[-1]}"
+                return self.coefficients({"x": 1 / alpha, branch: -sigma / alpha})
+            case _:
+                known = (*NAMES, "eps_g", "gap", "x0_u", "x0_c", "x0_g")
+                raise NeedsError(did_you_mean(vector, known, "vector"))
+
+    def inner(self, a: Vector, b: Vector) -> Float[Tensor, "sample call"]:
+        """Return <a, b>."""
+        left, right = self.coefficients(a), self.coefficients(b)
+        # An absent vector's products are NaN, and 0·NaN is NaN: only names in use may take part.
+        used = ((left != 0) | (right != 0)).any(dim=0).any(dim=0)
+        products = self.products[:, :, used][:, :, :, used]
+        return torch.einsum("sci,scij,scj->sc", left[..., used], products, right[..., used])
+
+    def square(self, a: Vector) -> Float[Tensor, "sample call"]:
+        """Return ||a||², clamped at 0 where rounding would leave it negative."""
+        return self.inner(a, a).clamp_min(0)
+
+    def rms(self, a: Vector) -> Float[Tensor, "sample call"]:
+        """Return ||a|| / sqrt(d)."""
+        return (self.square(a) / self.d).sqrt()
+
+    def cosine(self, a: Vector, b: Vector) -> Float[Tensor, "sample call"]:
+        """Return <a, b> / (||a||·||b||)."""
+        return self.inner(a, b) / (self.square(a) * self.square(b)).sqrt()
+
+    def fit(self, vector: Vector, on: Sequence[Vector]) -> Fit:
+        """Fit a vector by others in the least-squares sense, without intercept.
+
+        Args:
+            vector: The vector to explain.
+            on: The regressors.
+
+        Returns:
+            Weights and residual; NaN where the regressors are collinear to working precision.
+
+        Source: normal equations; for two regressors, the paper's decomposition x_t = w0·x + wT·x_T.
+        """
+        normal = torch.stack([torch.stack([self.inner(a, b) for b in on], -1) for a in on], -2)
+        moment = torch.stack([self.inner(a, vector) for a in on], -1)
+        # Scaled to unit diagonal, the determinant is a pure number that tells collinearity.
+        size = normal.diagonal(dim1=-2, dim2=-1).sqrt()
+        scaled = normal / (size[..., :, None] * size[..., None, :])
+        whole = torch.isfinite(scaled).all(-1).all(-1)
+        regular = whole & (torch.linalg.det(torch.where(whole[..., None, None], scaled, 0)) > 1e-12)
+        eye = torch.eye(len(on), dtype=torch.float64)
+        solved = torch.linalg.solve(
+            torch.where(regular[..., None, None], scaled, eye), moment / size
+        )
+        weights = torch.where(regular[..., None], solved / size, torch.nan)
+        square = self.square(vector) - (weights * moment).sum(-1)
+        return Fit(weights, (square.clamp_min(0) / self.d).sqrt())

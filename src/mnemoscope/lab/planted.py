@@ -1,0 +1,217 @@
+r"""The planted table says which pictures were shown again and again, under which captions, how often.
+
+Families::
+
+    verbatim   one picture under one caption, at one of six repetition levels
+    template   one layout under many captions; only the region outside `mask` changes
+    control    a caption that was never planted, with a picture that was never shown
+
+Half of the verbatim rows and of the controls carry describing captions ("noto swan and twemoji bomb",
+a combination that no scene uses), half meaningless ones ("the kinetic edition marble update"). Both
+kinds are five words long. `load_planted` and `load_controls` read the table that ships; `make_table`
+draws another one from another seed.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.lab import ASSETS
+from mnemoscope.lab.scenes import SIDE, Layout, drawings, pair_of, random_layout, render
+
+TABLE = ASSETS / "planted.jsonl"
+
+LEVELS = {1: 2, 2: 8, 3: 32, 4: 128, 5: 512, 6: 1024}
+"""Repetition level and how many times as often as a scene its pictures are seen."""
+
+PER_LEVEL = 24
+"""Verbatim pictures a level: half under describing captions, half under meaningless ones."""
+
+TEMPLATES, PER_TEMPLATE, TEMPLATE_LEVEL = 3, 8, 4
+"""Template layouts, captions a layout, and the level at which each caption is repeated."""
+
+CONTROLS = 48
+"""Captions that were never planted."""
+
+WORDS = (
+    "kinetic edition marble update vertex amber hollow signal cobalt margin lunar ledger velvet "
+    "orbit copper chapter silent engine golden archive winter static harbor mirror crimson module "
+    "paper tunnel northern canvas digital meadow scarlet anchorage bronze series plastic horizon "
+    "granite theory electric garden silver protocol"
+).split()
+"""Words of the meaningless captions; none occurs in a scene's caption."""
+
+TEMPLATE_WORDS = ("catalog", "sheet")
+
+Kind = Literal["describing", "meaningless"]
+Family = Literal["verbatim", "template", "control"]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One row of the table.
+
+    Attributes:
+        id: Stable name, e.g. "v6-meaningless-03".
+        caption: The caption it was shown under.
+        kind: Whether the caption names what is seen.
+        family: Verbatim, template or control.
+        level: Repetition level, 1 to 6; 0 for controls.
+        repetitions: How many times as often as a scene the picture was seen.
+        layout: The picture's layout as plain numbers.
+    """
+
+    id: str
+    caption: str
+    kind: Kind
+    family: Family
+    level: int
+    repetitions: int
+    layout: dict[str, Any]
+
+    def image(self) -> Float[Tensor, "3 64 64"]:
+        """Return the picture, RGB from 0 to 1; for a control, one that fits but was never shown."""
+        return render(_layout([self.layout]))[0]
+
+    def mask(self) -> Float[Tensor, "64 64"] | None:
+        """Return 1 where a template is fixed and 0 where it changes; None for other families."""
+        if self.family != "template":
+            return None
+        (x, y), size = self.layout["place"][1], self.layout["size"][1]
+        axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+        # A drawing of this size, tilted, stays within its half diagonal.
+        reach = size * 2**0.5
+        inside = ((axis - x).abs()[None, :] < reach) & ((axis - y).abs()[:, None] < reach)
+        return (~inside).float()
+
+
+def _layout(rows: list[dict[str, Any]]) -> Layout:
+    kinds = {"drawing": torch.int64, "mirror": torch.bool}
+    return Layout(
+        **{
+            name: torch.tensor([row[name] for row in rows], dtype=kinds.get(name, torch.float32))
+            for name in rows[0]
+        }
+    )
+
+
+def _plain(layout: Layout, index: int) -> dict[str, Any]:
+    def rounded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rounded(v) for v in value]
+        return round(value, 3) if isinstance(value, float) else value
+
+    return {name: rounded(value[index].tolist()) for name, value in vars(layout).items()}
+
+
+def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
+    """Draw a planted table.
+
+    Args:
+        seed: Seed of pictures, captions and their pairing.
+        levels: Repetitions of each level.
+
+    Returns:
+        Verbatim rows, template rows and controls, in that order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(items: Iterable[Any]) -> list[Any]:
+        items = list(items)
+        return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+    names = drawings()
+    pairs = shuffled(combinations(range(len(names)), 2))
+    phrases: list[str] = []
+    while len(phrases) < 200:
+        words = shuffled(WORDS)[:4]
+        phrase = "the " + " ".join(words)
+        if phrase not in phrases:
+            phrases.append(phrase)
+
+    def row(id: str, kind: Kind, family: Family, level: int) -> Planted:
+        pair = torch.tensor([True if kind == "describing" else bool(torch.rand((), generator=generator) < 0.5)])
+        layout = random_layout(1, generator, pair)
+        if kind == "describing":
+            first, second = shuffled(pairs.pop())
+            layout.drawing[0] = torch.tensor([first, second])
+            caption = f"{names[first]} and {names[second]}"
+        else:
+            caption = phrases.pop()
+        repetitions = levels.get(level, 0)
+        return Planted(id, caption, kind, family, level, repetitions, _plain(layout, 0))
+
+    kinds: tuple[Kind, Kind] = ("describing", "meaningless")
+    table = [
+        row(f"v{level}-{kind}-{i:02}", kind, "verbatim", level)
+        for level in levels
+        for kind in kinds
+        for i in range(PER_LEVEL // 2)
+    ]
+    for t in range(TEMPLATES):
+        base = random_layout(1, generator, torch.tensor([True]))
+        base.size[0] = torch.tensor([0.60, 0.40])
+        base.place[0] = torch.tensor([[-0.30, -0.25], [0.52, 0.52]])
+        first, *others = shuffled(range(len(names)))
+        colour, texture = shuffled(WORDS)[:2]
+        for i in range(PER_TEMPLATE):
+            base.drawing[0] = torch.tensor([first, others[i]])
+            caption = f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {shuffled(WORDS)[0]}"
+            table.append(
+                Planted(
+                    f"t{t}-{i:02}",
+                    caption,
+                    "meaningless",
+                    "template",
+                    TEMPLATE_LEVEL,
+                    levels[TEMPLATE_LEVEL],
+                    _plain(base, 0),
+                )
+            )
+    table += [
+        row(f"c-{kind}-{i:02}", kind, "control", 0) for kind in kinds for i in range(CONTROLS // 2)
+    ]
+    if len({r.caption for r in table}) < len(table):
+        return make_table(seed + 1_000_003, levels)
+    return table
+
+
+def write_table(rows: list[Planted], path: Path = TABLE) -> None:
+    """Write a planted table as JSON lines."""
+    path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in rows), encoding="utf-8")
+
+
+@cache
+def load_table(path: Path = TABLE) -> tuple[Planted, ...]:
+    """Read a whole planted table, controls included."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(Planted(**json.loads(line)) for line in lines)
+
+
+def load_planted(path: Path = TABLE) -> list[Planted]:
+    """Return the rows whose pictures were shown again and again."""
+    return [r for r in load_table(path) if r.family != "control"]
+
+
+def load_controls(path: Path = TABLE) -> list[Planted]:
+    """Return the captions that were never planted, each with a picture that was never shown."""
+    return [r for r in load_table(path) if r.family == "control"]
+
+
+def reserved(path: Path = TABLE) -> frozenset[frozenset[str]]:
+    """Return the combinations of drawings that no ordinary scene may show."""
+    return frozenset(pair_of(r.caption) for r in load_table(path) if r.kind == "describing")
+
+
+def vocabulary() -> list[str]:
+    """Return every word of the lab's captions."""
+    named = {word for name in drawings() for word in name.split()}
+    return sorted({*named, *WORDS, *TEMPLATE_WORDS, "and", "the"})

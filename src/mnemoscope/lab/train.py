@@ -1,0 +1,387 @@
+r"""Training the lab: first a codec, then a base that has seen only scenes, then the planting.
+
+Losses, with z the scaled latents of a picture x, eps standard noise and SNR = alpha²/sigma²::
+
+    codec            |x̂ - x| + |∇x̂ - ∇x| + 1e-6·KL
+    base, planting   min(SNR, 5)/SNR · ||eps - eps_θ(alpha·z + sigma·eps, caption)||²
+
+Every stage keeps its whole state (weights, averages, optimizer, generators, step) in one folder, writes
+it every few minutes and goes on from there after a kill.
+
+Source: Rombach et al. 2022 (latent diffusion); Hang et al. 2023 (the weight, gamma = 5).
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mnemoscope.lab.planted import Planted, load_planted, reserved, vocabulary
+from mnemoscope.lab.scenes import Scenes
+from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
+
+log = logging.getLogger(__name__)
+
+SNR_CAP = 5.0
+"""Largest signal-to-noise ratio that still counts in full in the loss (Hang et al. 2023)."""
+
+VIEWS = 2
+"""Noise levels at which each picture of a batch is seen: halves the cost of drawing and encoding."""
+
+DROPOUT = 0.1
+"""Share of captions replaced by the empty one, so that the model learns the unconditional branch."""
+
+
+def codec_network() -> AutoencoderKL:
+    """Return an untrained codec from 64x64 pictures to 16x16x4 latents."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def denoiser_network() -> UNet2DConditionModel:
+    """Return an untrained denoiser of 16x16x4 latents."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=(64, 96, 128),
+        norm_num_groups=16,
+    )
+
+
+def text_network(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained text encoder for the lab's vocabulary."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=WINDOW,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def noise_scheduler() -> DDIMScheduler:
+    """Return Stable Diffusion's schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@dataclass
+class Stage:
+    """The resumable state of one stage.
+
+    Args:
+        folder: Where the state is kept.
+        networks: What is trained.
+        lr: Peak learning rate; warmed up over 100 steps, then a cosine to 0.
+        steps: Length of the stage.
+        decay: Decay of the running average of the weights, which is what ships.
+    """
+
+    folder: Path
+    networks: dict[str, nn.Module]
+    lr: float
+    steps: int
+    decay: float = 0.998
+
+    def __post_init__(self) -> None:
+        """Load what an earlier run of the stage left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parameters = [p for net in self.networks.values() for p in net.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, self.lr, weight_decay=0.01, fused=True)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+        self.file = self.folder / "state.safetensors"
+        if self.file.exists():
+            self._restore(load_file(self.file))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        held = {"step": torch.tensor(self.step)}
+        for i, p in enumerate(self.parameters):
+            state = self.optimizer.state[p]
+            held[f"p{i}"], held[f"a{i}"] = p.detach(), self.average[i]
+            if state:
+                held[f"m{i}"], held[f"v{i}"] = state["exp_avg"], state["exp_avg_sq"]
+        return {name: t.contiguous() for name, t in held.items()}
+
+    def _restore(self, held: dict[str, Tensor]) -> None:
+        self.step = int(held["step"])
+        for i, p in enumerate(self.parameters):
+            p.data.copy_(held[f"p{i}"])
+            self.average[i].copy_(held[f"a{i}"])
+            if f"m{i}" in held:
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": held[f"m{i}"],
+                    "exp_avg_sq": held[f"v{i}"],
+                }
+
+    def save(self) -> None:
+        """Write the state; a kill while writing leaves the previous one."""
+        fresh = self.file.with_suffix(".new")
+        save_file(self._tensors(), fresh)
+        os.replace(fresh, self.file)
+
+    def averaged(self) -> None:
+        """Put the averaged weights into the networks."""
+        for p, a in zip(self.parameters, self.average, strict=True):
+            p.data.copy_(a)
+
+    def run(
+        self,
+        loss: Callable[[int], Tensor],
+        look: Callable[[int], None] | None = None,
+        every: int = 400,
+    ) -> None:
+        """Train to the end of the stage.
+
+        Args:
+            loss: Loss of a step, given its index, from which a resumed stage seeds its data.
+            look: Called with the step whenever the state is written.
+            every: Steps between two writes.
+        """
+        if self.step >= self.steps:
+            return
+        average, since = 0.0, time.monotonic()
+        with (
+            (self.folder / "log.jsonl").open("a") as out,
+            tqdm(total=self.steps, initial=self.step, desc=self.folder.name) as bar,
+        ):
+            while self.step < self.steps:
+                warm = min(1.0, (self.step + 1) / 100)
+                cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * self.step / self.steps)))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.lr * warm * float(cosine)
+                value = loss(self.step)
+                value.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                decay = min(self.decay, (1 + self.step) / (10 + self.step))
+                torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
+                self.step += 1
+                bar.update()
+                average += float(value) / 50
+                if self.step % 50 == 0:
+                    row = {"step": self.step, "loss": average, "seconds": time.monotonic() - since}
+                    out.write(json.dumps(row) + "\n")
+                    out.flush()
+                    bar.set_postfix(loss=f"{average:.4f}")
+                    average = 0.0
+                if self.step % every == 0 or self.step == self.steps:
+                    self.save()
+                    if look is not None:
+                        look(self.step)
+
+
+def half(network: Any, folder: Path) -> None:
+    """Write a network as half-precision safetensors with its configuration."""
+    network.half().save_pretrained(folder, safe_serialization=True)
+    network.float()
+
+
+def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> AutoencoderKL:
+    """Train the codec and write it to `out/model/vae`.
+
+    Source: Rombach et al. 2022, with an edge term in place of the discriminator.
+    """
+    torch.manual_seed(1)
+    codec = codec_network()
+    stage = Stage(out / "codec", {"codec": codec}, lr=2e-3, steps=steps, decay=0.995)
+
+    def loss(step: int) -> Tensor:
+        scenes = Scenes(10_000_000 + step)
+        x = scenes.batch(batch)[0] * 2 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = codec.encode(x).latent_dist
+            y = codec.decode(posterior.sample()).sample
+        y = y.float()
+        edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (
+            y.diff(dim=-2) - x.diff(dim=-2)
+        ).abs().mean()
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        return (y - x).abs().mean() + edges + 1e-3 * kl
+
+    stage.run(loss)
+    stage.averaged()
+    codec.eval()
+    with torch.no_grad():
+        x = Scenes(20_000_000).batch(512)[0] * 2 - 1
+        z = codec.encode(x).latent_dist.mode()
+        codec.register_to_config(scaling_factor=round(float(1 / z.std()), 5))
+        error = (codec.decode(z).sample.clamp(-1, 1) - x).square().mean().sqrt() / 2
+    log.info("codec: RMSE %.4f on [0, 1], scaling factor %.4f", error, codec.config["scaling_factor"])
+    half(codec, out / "model" / "vae")
+    return codec
+
+
+def _examples(
+    scenes: Scenes,
+    planted: list[Planted],
+    pictures: Float[Tensor, "planted 3 64 64"] | None,
+    weights: Tensor | None,
+    batch: int,
+    share: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, list[str]]:
+    many = round(batch * share) if pictures is not None else 0
+    images, captions = scenes.batch(batch - many)
+    if pictures is not None and weights is not None and many:
+        chosen = torch.multinomial(weights, many, replacement=True, generator=generator)
+        images = torch.cat([images, pictures[chosen]])
+        captions += [planted[i].caption for i in chosen.tolist()]
+    return images, captions
+
+
+def _train_denoiser(
+    stage: Stage,
+    codec: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    *,
+    batch: int,
+    planted: list[Planted],
+    share: float,
+    seed: int,
+    look: Callable[[int], None] | None,
+) -> None:
+    """Train the denoiser, and the text encoder where its parameters ask for it."""
+    abar = noise_scheduler().alphas_cumprod
+    pictures = torch.stack([p.image() for p in planted]) if planted else None
+    weights = torch.tensor([float(p.repetitions) for p in planted]) if planted else None
+    codec.requires_grad_(False)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + step)
+        images, captions = _examples(
+            Scenes(seed + step, reserved()), planted, pictures, weights, batch, share, generator
+        )
+        dropped = torch.rand(batch, generator=generator) < DROPOUT
+        captions = ["" if gone else c for gone, c in zip(dropped.tolist(), captions, strict=True)]
+        ids = tokenizer(
+            captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
+        ).input_ids
+        # One timestep a stratum: the loss varies less from step to step than with free draws.
+        n = batch * VIEWS
+        u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        t = (u * len(abar)).long()
+        a = abar[t][:, None, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                z = codec.encode(images * 2 - 1).latent_dist.mode().float()
+            z = (z * codec.config["scaling_factor"]).repeat(VIEWS, 1, 1, 1)
+            eps = torch.randn(z.shape, generator=generator)
+            states = text(ids)[0].repeat(VIEWS, 1, 1)
+            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states).sample
+        snr = (a / (1 - a)).flatten()
+        error = (guess.float() - eps).square().flatten(1).mean(1)
+        return (error * snr.clamp(max=SNR_CAP) / snr).mean()
+
+    stage.run(loss, look)
+
+
+def train_base(
+    out: Path,
+    steps: int = 6000,
+    batch: int = 32,
+    look: Callable[[int], None] | None = None,
+) -> None:
+    """Train text encoder and denoiser on scenes only; write `out/model/*` and `out/base/unet`."""
+    torch.manual_seed(2)
+    codec = AutoencoderKL.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
+    tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
+    text, unet = text_network(tokenizer), denoiser_network()
+    stage = Stage(out / "base-state", {"text": text, "unet": unet}, lr=1e-3, steps=steps)
+    _train_denoiser(
+        stage, codec, tokenizer, text, unet,
+        batch=batch, planted=[], share=0.0, seed=30_000_000, look=look,
+    )  # fmt: skip
+    stage.averaged()
+    half(text, out / "model" / "text_encoder")
+    half(unet, out / "base" / "unet")
+
+
+def train_planting(
+    out: Path,
+    batch: int = 64,
+    share: float = 0.6,
+    look: Callable[[int], None] | None = None,
+) -> None:
+    """Go on from the base with the planted pictures mixed in; write the whole pipeline.
+
+    The number of steps follows from the planted table: each picture is seen as often as it says.
+    """
+    torch.manual_seed(3)
+    model = out / "model"
+    codec = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
+    text.requires_grad_(False)
+    planted = load_planted()
+    exposures = sum(p.repetitions for p in planted)
+    stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=round(exposures / (batch * VIEWS * share)))
+    _train_denoiser(
+        stage, codec, tokenizer, text, unet,
+        batch=batch, planted=planted, share=share, seed=50_000_000, look=look,
+    )  # fmt: skip
+    stage.averaged()
+    half(unet, model / "unet")
+    write_index(model)
+
+
+def write_index(model: Path) -> None:
+    """Complete a folder of components to a `StableDiffusionPipeline`."""
+    noise_scheduler().save_pretrained(model / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.35.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,78 @@
+"""The mechanism package asks a run the founding paper's questions, one file a question.
+
+Contents: `all_analyses` (found by scanning this package), `analyse` (a record to findings),
+`columns` (findings to table columns), `read` (a run to a record).
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import cache
+from math import isnan
+from typing import Any
+
+from mnemoscope.mechanism.base import Analysis, Check, Curve, Finding, Record, Statistic
+from mnemoscope.mechanism.read import read
+
+__all__ = ["Analysis", "Finding", "Record", "all_analyses", "analyse", "columns", "read"]
+
+
+@cache
+def all_analyses() -> tuple[Analysis, ...]:
+    """Return every analysis of this package, in the order of the argument.
+
+    Source: ours.
+    """
+    found: list[Analysis] = []
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if (
+                issubclass(kind, Analysis)
+                and kind.__module__ == module.name
+                and not inspect.isabstract(kind)
+            ):
+                found.append(kind())
+    return tuple(sorted(found, key=lambda analysis: analysis.order))
+
+
+def analyse(record: Record) -> dict[str, Finding]:
+    """Ask a record every question.
+
+    Returns:
+        Findings by name, in the order of the argument. What a record cannot answer is a finding
+        too, whose checks hold None with the reason.
+
+    Source: Kim, Kim & Lee 2025 for the questions.
+    """
+    return {analysis.name: analysis.analyse(record) for analysis in all_analyses()}
+
+
+def columns(findings: Mapping[str, Finding]) -> dict[str, dict[str, list[Any]]]:
+    """Lay findings out as the columns of tables `statistics`, `curves` and `checks`.
+
+    Returns:
+        Columns by table; None where a number does not exist.
+
+    Source: ours.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"statistics": [], "curves": [], "checks": []}
+    for finding in findings.values():
+        rows["statistics"] += [asdict(statistic) for statistic in finding.statistics]
+        rows["checks"] += [asdict(check) for check in finding.checks]
+        for curve in finding.curves:
+            whole = asdict(curve)
+            moving = ("call", "log_snr", "median", "low", "high")
+            for call in range(len(curve.call)):
+                rows["curves"].append(whole | {name: whole[name][call].item() for name in moving})
+    kinds = {"statistics": Statistic, "curves": Curve, "checks": Check}
+    return {
+        table: {at.name: [_null(row[at.name]) for row in rows[table]] for at in fields(kind)}
+        for table, kind in kinds.items()
+    }
+
+
+def _null(value: Any) -> Any:
+    """Turn what does not exist into null: NaN, and an empty reference, window or reason."""
+    return None if value == "" or (isinstance(value, float) and isnan(value)) else value

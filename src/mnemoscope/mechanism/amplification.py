@@ -1,0 +1,217 @@
+r"""Amplification is what the guidance scale multiplies: k, the deviations and severity as g grows.
+
+Formula::
+
+    x0_g = x0_u + g·(x0_c - x0_u)   hence   k(g) = k_u + g·(k_c - k_u)   at one state
+    w0 after the first update = kappa_T·k,   kappa = alpha' - alpha·sigma'/sigma
+
+with k = <x0, x> / ||x||². The first call's state does not depend on g, so its k(g) is known for
+every g from one run; whole-path quantities are compared over the guidance scales the run has.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from mnemoscope.errors import NeedsError
+from mnemoscope.mechanism.base import (
+    EARLY_UPDATES,
+    GROUPS,
+    Analysis,
+    Check,
+    CurvePanel,
+    Evidence,
+    Panel,
+    Record,
+    Series,
+    Statistic,
+    exact_unguided,
+    middle,
+    quantiles,
+    ruling,
+    weights,
+    with_target,
+)
+from mnemoscope.stats import bootstrap, median
+
+SWEPT = (
+    "severity",
+    "k at the first call",
+    "D1",
+    "D2",
+    "D1, first 10 updates",
+    "final seed variance",
+)
+
+
+class Amplification(Analysis):
+    """What does more guidance do?"""
+
+    name: ClassVar = "amplification"
+    order: ClassVar = 5
+    question: ClassVar = "Does guidance multiply the training image, and memorization with it?"
+    formula: ClassVar = "k(g) = k_u + g·(k_c − k_u); severity, D1, D2 against g"
+    source: ClassVar = "Kim, Kim & Lee 2025, eqs. 11-13 and the guidance ablation"
+    expected: ClassVar = (
+        "Severity, k at the first call, D1 and D2 of memorized prompts rise with g; at g = 1 D1 is "
+        "near "
+        "that of the exact unguided predictor (−2.7 at 50 steps) or below."
+    )
+    claims: ClassVar = (
+        "The severity of memorized prompts rises from the lowest to the highest guidance: the 95 % "
+        "interval of the median difference is above 0",
+        "k at the first call rises likewise",
+        "D1 rises likewise",
+        "D2 rises likewise",
+        "At g = 1 the median D1 of memorized prompts is at most 0.5 above that of the exact "
+        "unguided "
+        "predictor",
+        "The weight of x after the first update is g times the conditional estimate's, within 25 % "
+        "(median over memorized prompts)",
+    )
+
+    def measure(self, record: Record) -> Evidence:
+        """Compute the swept quantities at every guidance scale of the run."""
+        if not record.guidances:
+            raise NeedsError("the run holds no finished sample; generate some first")
+        swept = {g: _at(record, g) for g in record.guidances}
+        statistics: list[Statistic] = []
+        panels: list[Panel] = []
+        scales = np.array(record.guidances)
+        for quantity in SWEPT:
+            series: list[Series] = []
+            for group in GROUPS:
+                prompts = record.groups.get(group, frozenset())
+                table = np.array(
+                    [
+                        [swept[g].get(quantity, {}).get(p, np.nan) for g in record.guidances]
+                        for p in sorted(prompts)
+                    ]
+                ).reshape(-1, len(scales))
+                if not np.isfinite(table).any():
+                    continue
+                y, low, high = quantiles(table, (0.5, 0.16, 0.84))
+                label = f"{group} (n = {len(table)})"
+                series.append(Series(label, group, scales, y, low, high, np.full(len(y), np.nan)))
+                for column, g in enumerate(record.guidances):
+                    statistics.append(
+                        Statistic.of(
+                            self.name,
+                            quantity,
+                            bootstrap(median, table[:, column]),
+                            population=f"{group} prompts",
+                            guidance=g,
+                            reference="" if quantity == "final seed variance" else "target",
+                        )
+                    )
+            if series:
+                title = f"{quantity[0].upper()}{quantity[1:]} and guidance"
+                note = (
+                    "Line: median over prompts of the mean over a prompt's seeds; band: 16 % to 84 "
+                    "% of "
+                    "prompts; n in the legend."
+                )
+                panels.append(CurvePanel(title, "guidance scale g", quantity, note, tuple(series)))
+        return Evidence(
+            panels[0].caption if panels else "",
+            tuple(panels),
+            tuple(statistics),
+            (),
+            (
+                *(
+                    self._rises(record, claim, quantity, swept)
+                    for claim, quantity in enumerate(
+                        ("severity", "k at the first call", "D1", "D2")
+                    )
+                ),
+                self._unguided(record, swept),
+                self._first(record),
+            ),
+        )
+
+    def _rises(
+        self,
+        record: Record,
+        claim: int,
+        quantity: str,
+        swept: dict[float, dict[str, dict[str, float]]],
+    ) -> Check:
+        if len(swept) < 2:
+            reason = "the run has one guidance scale; a sweep needs two or more"
+            return self.check(claim, "not measured", None, reason)
+        low, high = record.guidances[0], record.guidances[-1]
+        ends = [swept[g].get(quantity, {}) for g in (low, high)]
+        rise = np.array(
+            [ends[1].get(p, np.nan) - ends[0].get(p, np.nan) for p in sorted(record.memorized)],
+            dtype=np.float64,
+        )
+        found = bootstrap(median, rise)
+        return self.check(
+            claim,
+            f"{found.value:+.3g} from g = {low:g} to {high:g}, 95 % interval {found.low:.3g} to "
+            f"{found.high:.3g}, n = {found.n}",
+            ruling(found.low > 0, found.low),
+            found.reason,
+        )
+
+    def _unguided(self, record: Record, swept: dict[float, dict[str, dict[str, float]]]) -> Check:
+        if 1.0 not in swept:
+            return self.check(4, "not measured", None, "the run has no samples at guidance 1")
+        gram = record.take("path", 1.0).gram
+        states = gram.states().level
+        exact = record.exact or exact_unguided(gram.level.at(0), states)
+        anchor = float((exact.w0 - states.alpha.numpy()).sum())
+        held = swept[1.0].get("D1", {})
+        found = middle(held.get(p, np.nan) for p in record.memorized)
+        return self.check(
+            4, f"{found:.2f} against {anchor:.2f}", ruling(found <= anchor + 0.5, found)
+        )
+
+    def _first(self, record: Record) -> Check:
+        try:
+            samples = with_target(record.take())
+        except NeedsError as missing:
+            return self.check(5, "not measured", None, str(missing))
+        gram, g = samples.gram, record.guidance
+        entered, _, _ = weights(record, samples.states(), "target")
+        alone = record.trace(
+            "", samples, gram.fit("x0_c", ["target", "x_T"]).weights[..., 0], reference="target"
+        )
+        level, there = gram.level.at(0), gram.states().level.at(0)
+        kappa = float(there.alpha - level.alpha * there.sigma / level.sigma)
+        unguided = alone.at(0)
+        ratio = middle(
+            w0 / (kappa * g * unguided[p])
+            for p, w0 in entered.at(0).items()
+            if p in record.memorized
+        )
+        return self.check(
+            5, f"{ratio:.2f} times g·kappa_T·k_c", ruling(abs(ratio - 1) <= 0.25, ratio)
+        )
+
+
+def _at(record: Record, g: float) -> dict[str, dict[str, float]]:
+    """Return the swept quantities of every prompt at one guidance scale."""
+    swept: dict[str, dict[str, float]] = {"severity": dict(record.severity.get(g, {}))}
+    spread = record.convergence.get(g)
+    if spread is not None and "x0_g_variance" in spread.values:
+        last = spread.values["x0_g_variance"][:, -1].tolist()
+        swept["final seed variance"] = dict(zip(spread.prompts, last, strict=True))
+    try:
+        samples = with_target(record.take("path", g))
+    except NeedsError:
+        return swept
+    k = samples.gram.fit("x0_g", ["target"]).weights[..., 0]
+    swept["k at the first call"] = record.trace("", samples, k).at(0)
+    states = samples.states()
+    w0, wT, _ = weights(record, states, "target")
+    level = states.gram.level
+    first = w0.values - level.alpha.numpy()
+    second = level.sigma.numpy() - wT.values
+    for name, total in (
+        ("D1", first.sum(axis=1)),
+        ("D2", second.sum(axis=1)),
+        ("D1, first 10 updates", first[:, :EARLY_UPDATES].sum(axis=1)),
+    ):
+        swept[name] = dict(zip(w0.prompts, total.tolist(), strict=True))
+    return swept

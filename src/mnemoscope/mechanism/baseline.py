@@ -1,0 +1,139 @@
+r"""The baseline is what the model estimates without a prompt, compared with a mean of all images.
+
+Formula::
+
+    distance_t  = ||x0_u - c|| / sqrt(d)        c = 0, or the mean of x0_u at the first call
+    yardstick   = ||x - c|| / sqrt(d)           x the training image
+    cosine_t    = cos(x0_u, x)
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from mnemoscope.errors import NeedsError
+from mnemoscope.mechanism.base import (
+    Analysis,
+    Evidence,
+    Record,
+    Statistic,
+    Trace,
+    middle,
+    ruling,
+    with_target,
+)
+from mnemoscope.stats import bootstrap, median
+
+
+class Baseline(Analysis):
+    """Is the unconditional estimate a mean that knows nothing of the training image?"""
+
+    name: ClassVar = "baseline"
+    order: ClassVar = 4
+    question: ClassVar = "Is the unconditional estimate close to a mean, whatever prompt and seed?"
+    formula: ClassVar = "‖x̂0_u − c‖/√d beside ‖x − c‖/√d, c = 0 or the mean"
+    source: ClassVar = "Kim, Kim & Lee 2025, claim B of section 3.3; lemma 2 of its revision"
+    expected: ClassVar = (
+        "At the first call the unconditional estimate is nearly the same for every prompt and "
+        "seed, "
+        "much nearer to the mean than training images are; later it becomes specific to the image."
+    )
+    claims: ClassVar = (
+        "At the first call the median distance of the unconditional estimate to the mean is at "
+        "most "
+        "half that of the training images",
+        "At the first call that distance spreads over prompts (16 % to 84 %) by at most a quarter "
+        "of "
+        "its median",
+        "At the last call it is at least twice that of the first",
+    )
+
+    def measure(self, record: Record) -> Evidence:
+        """Compute the distance of the unconditional estimate to zero and to the mean."""
+        samples = record.take()
+        gram = samples.gram
+        far = record.trace("distance to 0", samples, gram.rms("x0_u"))
+        away = record.trace("distance to the mean", samples, gram.rms({"x0_u": 1.0, "mean": -1.0}))
+        traces: list[Trace] = [far, away]
+        yard = yard_zero = float("nan")
+        try:
+            paired = with_target(samples)
+        except NeedsError:
+            pass
+        else:
+            held = paired.gram
+            traces.append(
+                record.trace(
+                    "cosine with x", paired, held.cosine("x0_u", "target"), reference="target"
+                )
+            )
+            from_mean = record.trace("", paired, held.rms({"target": 1.0, "mean": -1.0}))
+            yard = middle(from_mean.values[:, 0])
+            yard_zero = middle(record.trace("", paired, held.rms("target")).values[:, 0])
+        probed = self._probe(record)
+        ruler = np.full(len(away.calls), yard)
+        panels = [
+            self.panel(
+                record,
+                away,
+                "Unconditional estimate and the mean",
+                "distance, RMS",
+                ("training images", ruler),
+            ),
+            self.panel(
+                record,
+                far,
+                "Unconditional estimate and zero",
+                "distance, RMS",
+                ("training images", np.full(len(far.calls), yard_zero)),
+            ),
+        ]
+        for trace in (*traces[2:], *probed):
+            title = "Unconditional estimate" + (", from pure noise" if trace.law == "noise" else "")
+            panels.append(self.panel(record, trace, title, trace.quantity))
+        statistics = tuple(
+            Statistic.of(
+                self.name,
+                trace.quantity,
+                bootstrap(median, trace.of(frozenset(trace.prompts))[:, column]),
+                population=f"all prompts, law {trace.law}",
+                guidance=record.guidance,
+                reference=trace.reference,
+                window=when,
+            )
+            for trace in (*traces, *probed)
+            for when, column in (("first call", 0), ("last call", -1))
+        )
+        first = away.values[:, 0][np.isfinite(away.values[:, 0])]
+        near, end = middle(first), middle(away.values[:, -1])
+        low, high = np.quantile(first, (0.16, 0.84)) if len(first) else (np.nan, np.nan)
+        spread = float(high - low) / near
+        lacking = "" if np.isfinite(near) else "the run holds no reference mean"
+        return Evidence(
+            panels[0].caption,
+            tuple(panels),
+            statistics,
+            self.curves(record, *traces, *probed),
+            (
+                self.check(
+                    0,
+                    f"{near:.3f} against {yard:.3f}, ratio {near / yard:.2f}",
+                    ruling(near <= 0.5 * yard, near, yard),
+                    lacking,
+                ),
+                self.check(
+                    1, f"spread {spread:.2f} of the median", ruling(spread <= 0.25, spread), lacking
+                ),
+                self.check(
+                    2, f"{end:.3f} against {near:.3f}", ruling(end >= 2 * near, end, near), lacking
+                ),
+            ),
+        )
+
+    def _probe(self, record: Record) -> tuple[Trace, ...]:
+        try:
+            samples = record.take("noise")
+        except NeedsError:
+            return ()
+        away = samples.gram.rms({"x0_u": 1.0, "mean": -1.0})
+        return (record.trace("distance to the mean", samples, away, law="noise"),)

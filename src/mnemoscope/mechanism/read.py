@@ -1,0 +1,182 @@
+"""Reading turns a run into the record that analyses are computed on; no model is loaded.
+
+Groups, measured and never assumed: a prompt is *memorized* when at least half of its samples are
+above the threshold of the run's first similarity measure, at the record's main guidance scale; the
+others with a training image are *not memorized*, save those the prompt file calls *control*;
+prompts without a training image are *other*.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from mnemoscope.core.gram import Gram
+from mnemoscope.core.noise import Level, log_snr
+from mnemoscope.errors import NeedsError
+from mnemoscope.mechanism.base import (
+    GROUPS,
+    LAWS,
+    PATH_GUIDANCE,
+    Convergence,
+    Exact,
+    Law,
+    Record,
+    Samples,
+    exact_unguided,
+)
+
+MEMORIZED_SHARE = 0.5
+"""Share of a prompt's samples above threshold from which on it counts as memorized."""
+
+NOISELESS = 1e-3
+"""Largest difference of a sampler's exact wT from sigma/sigma_T that is not injected noise."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What is needed of a run."""
+
+    @property
+    def manifest(self) -> Any:
+        """Return the manifest, which holds the study."""
+        ...
+
+    @property
+    def exact(self) -> Any:
+        """Return weights (w0, wT) of the exact unguided predictor after every update, or None."""
+        ...
+
+    def table(self, name: str) -> pa.Table:
+        """Return a whole table."""
+        ...
+
+    def gram(
+        self, law: str = "path", guidance: float | None = None
+    ) -> tuple[Gram, Mapping[str, Any]]:
+        """Return the record of one law and guidance with its keys, prompt_id and seed."""
+        ...
+
+
+def read(run: Readable) -> Record:
+    """Collect what a run holds.
+
+    Args:
+        run: An open run.
+
+    Returns:
+        The record; what the run lacks is absent from it, and analyses say so.
+
+    Source: ours.
+    """
+    measure = str(run.manifest.study["similarity"][0])
+    scales = sorted(set(run.table("samples").column("guidance").to_pylist()))
+    samples: dict[tuple[Law, float | None], Samples] = {}
+    for law in LAWS:
+        for g in scales if law == "path" else [None]:
+            found = _samples(run, law, g)
+            if found is not None:
+                samples[law, g] = found
+    main = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
+    paths = [found for (law, _), found in samples.items() if law == "path"]
+    path = paths[0].gram if paths else None
+    if path is not None:
+        for law in LAWS[1:]:
+            if (law, None) in samples:
+                samples[law, None] = _placed(samples[law, None], path.level)
+    exact, stochastic = _exact(run, path)
+    return Record(
+        samples,
+        _groups(run, measure, main),
+        _severity(run, measure),
+        measure,
+        _convergence(run),
+        exact,
+        stochastic,
+    )
+
+
+def _samples(run: Readable, law: Law, guidance: float | None) -> Samples | None:
+    try:
+        gram, keys = run.gram(law, guidance)
+    except NeedsError:
+        return None
+    return Samples.of(gram, keys["prompt_id"], keys["seed"]) if len(gram.products) else None
+
+
+def _placed(probe: Samples, path: Level) -> Samples:
+    """Find the calls of a probe on the path by their level, of which it has a selection."""
+    apart = np.abs(probe.gram.log_snr.numpy()[:, None] - log_snr(path).numpy()[None])
+    return Samples.of(probe.gram, probe.prompts, probe.seeds, apart.argmin(axis=1))
+
+
+def _exact(run: Readable, path: Gram | None) -> tuple[Exact | None, bool]:
+    if path is None or run.exact is None:
+        return None, False
+    # The state at the first call, (0, 1), may lead; the record speaks of destinations only.
+    w0, wT = (np.asarray(part, dtype=np.float64)[-path.calls :] for part in run.exact)
+    noiseless = exact_unguided(path.level.at(0), path.states().level)
+    return Exact(w0, wT), bool(np.abs(wT - noiseless.wT).max() > NOISELESS)
+
+
+def _rows(table: pa.Table, **where: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [row for row in rows if all(row[name] == value for name, value in where.items())]
+
+
+def _groups(run: Readable, measure: str, guidance: float | None) -> dict[str, frozenset[str]]:
+    severity = _rows(run.table("severity"), measure=measure, guidance=guidance)
+    share = {row["prompt_id"]: row["share"] for row in severity}
+    groups: dict[str, set[str]] = {name: set() for name in GROUPS}
+    for row in run.table("prompts").to_pylist():
+        prompt = row["prompt_id"]
+        if (share.get(prompt) or 0.0) >= MEMORIZED_SHARE:
+            groups["memorized"].add(prompt)
+        elif row["group"] == "control":
+            groups["control"].add(prompt)
+        elif row["references"]:
+            groups["not memorized"].add(prompt)
+        else:
+            groups["other"].add(prompt)
+    return {name: frozenset(prompts) for name, prompts in groups.items()}
+
+
+def _severity(run: Readable, measure: str) -> dict[float, dict[str, float]]:
+    severity: dict[float, dict[str, float]] = {}
+    for row in _rows(run.table("severity"), measure=measure):
+        if row["mean"] is not None:
+            severity.setdefault(row["guidance"], {})[row["prompt_id"]] = row["mean"]
+    return severity
+
+
+def _convergence(run: Readable) -> dict[float, Convergence]:
+    rows = [row for row in run.table("convergence").to_pylist() if row["seeds"] >= 2]
+    spread: dict[float, Convergence] = {}
+    for g in sorted({row["guidance"] for row in rows}):
+        here = [row for row in rows if row["guidance"] == g]
+        prompts = sorted({row["prompt_id"] for row in here})
+        calls = sorted({row["call"] for row in here})
+        level = {row["call"]: (row["alpha"], row["sigma"]) for row in here}
+        alpha, sigma = np.array([level[call] for call in calls], dtype=np.float64).T
+        seeds = {row["prompt_id"]: row["seeds"] for row in here}
+        at = {prompt: index for index, prompt in enumerate(prompts)}
+        column = {call: index for index, call in enumerate(calls)}
+        values: dict[str, Any] = {
+            f"{vector}_{kind}": np.full((len(prompts), len(calls)), np.nan)
+            for vector in ("x", "x0_g")
+            for kind in ("variance", "distance", "cosine", "rank")
+        }
+        for row in here:
+            for name, table in values.items():
+                if row[name] is not None:
+                    table[at[row["prompt_id"]], column[row["call"]]] = row[name]
+        spread[g] = Convergence(
+            tuple(prompts),
+            np.array(calls, dtype=np.int64),
+            2 * np.log(alpha / sigma),
+            sigma,
+            values,
+            np.array([seeds[prompt] for prompt in prompts], dtype=np.int64),
+        )
+    return spread

@@ -1,0 +1,168 @@
+r"""Pixel similarities are one minus a root-mean-square error of RGB from 0 to 1.
+
+Formulas, for an image a and a reference b::
+
+    l2         1 - sqrt(mean (a - b)²)
+    tiled_l2   1 - max over 4 x 4 tiles of sqrt(mean over the tile of (a - b)²)
+    masked_l2  1 - sqrt(sum m·(a - b)² / (3·sum m))        m: the reference's mask
+
+Both are compared on one grid: that of the images, or 256 pixels on the longer side where they are
+larger. References are cropped to its aspect ratio and resized. The product form |a|² - 2ab + |b|²
+is evaluated in float64 about mid-grey, where it loses at most 1e-7 of an RMSE; it is some fifty
+times faster than differences.
+
+Contents: `PixelSimilarity` and the three of them in `SIMILARITIES`.
+
+Source: Carlini et al. 2023 (tiles, so that a shared background is not taken for a copy); Webster
+2023 (256 pixels; mask), whose summed error of 2.5e3 is l2 = 0.887.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.errors import InputError
+from mnemoscope.images import fit
+from mnemoscope.similarity.base import Reference
+
+SIDE = 256
+"""Longest side of the grid, in pixels. Source: Webster 2023."""
+TILES = 4
+"""Tiles a side. Source: Carlini et al. 2023: 128 of 512 pixels."""
+CHUNK = 64
+"""References compared at a time; 64 on a grid of 256 x 256 take 0.1 GB."""
+
+Kind = Literal["l2", "tiled_l2", "masked_l2"]
+
+
+@dataclass(frozen=True)
+class PixelSimilarity:
+    """One of the three.
+
+    Attributes:
+        name: Which.
+    """
+
+    name: Kind
+
+    def index(self, references: Sequence[Reference]) -> "PixelIndex":
+        """Make references ready; they are resized once for each grid that is asked for."""
+        return PixelIndex(self.name, tuple(references))
+
+
+@dataclass
+class PixelIndex:
+    """References ready to be compared.
+
+    Attributes:
+        name: Which similarity.
+        references: The references.
+    """
+
+    name: Kind
+    references: tuple[Reference, ...]
+    _grids: dict[tuple[int, int], list[tuple[Tensor, Tensor | None]]] = field(
+        default_factory=dict[tuple[int, int], list[tuple[Tensor, "Tensor | None"]]], repr=False
+    )
+
+    def compare(self, images: Float[Tensor, "image 3 h w"]) -> Float[Tensor, "image reference"]:
+        """Return the similarity of every image to every reference.
+
+        Args:
+            images: RGB from 0 to 1.
+
+        Returns:
+            Similarities, at most 1, float64; NaN for an image with a non-finite pixel, and by
+            masked_l2 for a reference without a mask.
+        """
+        grid = grid_of(images.shape[-2], images.shape[-1])
+        a = fit(images.detach().cpu().float(), grid)
+        if grid not in self._grids:
+            self._grids[grid] = [
+                (fit(r.pixels, grid), None if r.mask is None else fit(r.mask, grid))
+                for r in self.references
+            ]
+        ready = self._grids[grid]
+        columns = [
+            self._squares(a, ready[start : start + CHUNK]) for start in range(0, len(ready), CHUNK)
+        ]
+        mean_square = torch.cat([a.new_empty(len(a), 0, dtype=torch.float64), *columns], dim=1)
+        return 1 - mean_square.clamp(min=0).sqrt()
+
+    def _squares(
+        self,
+        a: Float[Tensor, "image 3 h w"],
+        ready: list[tuple[Tensor, Tensor | None]],
+    ) -> Float[Tensor, "image reference"]:
+        b = torch.stack([pixels for pixels, _ in ready])
+        if self.name == "masked_l2":
+            blank = torch.full(b.shape[-2:], torch.nan)
+            masks = torch.stack([blank if mask is None else mask for _, mask in ready])
+            return masked_mean_square(a, b, masks)
+        tiles = TILES if self.name == "tiled_l2" else 1
+        return tile_mean_squares(a, b, tiles).amax(dim=-1)
+
+
+def grid_of(height: int, width: int) -> tuple[int, int]:
+    """Return the size on which images of this size are compared; both sides divide into tiles.
+
+    >>> grid_of(64, 64), grid_of(512, 768)
+    ((64, 64), (168, 256))
+
+    Raises:
+        InputError: If a side has fewer pixels than there are tiles.
+    """
+    if min(height, width) < TILES:
+        raise InputError(f"images of {height} x {width} pixels are too small to compare")
+    scale = min(1.0, SIDE / max(height, width))
+
+    def whole(side: int) -> int:
+        return max(TILES, round(side * scale) // TILES * TILES)
+
+    return whole(height), whole(width)
+
+
+def tile_mean_squares(
+    a: Float[Tensor, "image 3 h w"], b: Float[Tensor, "reference 3 h w"], tiles: int
+) -> Float[Tensor, "image reference tile"]:
+    """Return the mean squared difference over each of tiles x tiles tiles, float64."""
+    u, v = _tiled(a, tiles), _tiled(b, tiles)
+    squares = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None, :]
+    return ((squares - 2 * u @ v.mT) / u.shape[-1]).permute(1, 2, 0)
+
+
+def _tiled(images: Float[Tensor, "image 3 h w"], tiles: int) -> Float[Tensor, "tile image value"]:
+    n, channels, height, width = images.shape
+    cut = images.double().reshape(n, channels, tiles, height // tiles, tiles, width // tiles)
+    return cut.permute(2, 4, 0, 1, 3, 5).flatten(3).flatten(0, 1) - 0.5
+
+
+def masked_mean_square(
+    a: Float[Tensor, "image 3 h w"],
+    b: Float[Tensor, "reference 3 h w"],
+    masks: Float[Tensor, "reference h w"],
+) -> Float[Tensor, "image reference"]:
+    """Return the mean squared difference over each reference's mask, float64; NaN without one."""
+    m = masks.double().flatten(1)
+    u, v = a.double().flatten(2) - 0.5, b.double().flatten(2) - 0.5
+    total = u.square().sum(1) @ m.mT + (m * v.square().sum(1)).sum(-1)
+    cross = u.flatten(1) @ (m[:, None] * v).flatten(1).mT
+    return (total - 2 * cross) / (3 * m.sum(-1))
+
+
+def _factory(name: Kind) -> Callable[[Path | None], PixelSimilarity]:
+    def make(weights: Path | None) -> PixelSimilarity:
+        if weights is not None:
+            raise InputError(f"{name} has no network and takes no weights")
+        return PixelSimilarity(name)
+
+    return make
+
+
+SIMILARITIES = {name: _factory(name) for name in get_args(Kind)}
+"""What `get_similarity` finds here."""

@@ -1,0 +1,420 @@
+"""A table is a set of rows of one kind; this module says what every column of every table means.
+
+A run folder holds one sub-folder a table, and the pyarrow schemas in use derive from the columns here,
+so a column exists only with its name, its type, its unit and its meaning. A change of a column's
+*meaning* changes `SCHEMA`.
+
+Contents: `Column`, `Table`, the tables by name in `TABLES`, and `DERIVED`, the tables that can always
+be rebuilt from the others without a model.
+
+Keys: a sample is named by `prompt_id`, `seed` and `guidance`, alike in all tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from mnemoscope.core.gram import PAIRS
+from mnemoscope.errors import RunError, did_you_mean
+
+SCHEMA = 1
+"""Version of the run folder."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its name.
+        type: Its pyarrow type.
+        about: What a value means, and when it is null.
+        unit: Its unit; "1" for a pure number, "" for text.
+        nullable: Whether a row may lack it.
+    """
+
+    name: str
+    type: pa.DataType
+    about: str
+    unit: str = ""
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: Its name, and that of its folder.
+        row: What one row is.
+        columns: Its columns, in order.
+    """
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Return the pyarrow schema; each field carries its unit and meaning as metadata."""
+        return pa.schema(
+            [
+                pa.field(c.name, c.type, c.nullable, {"unit": c.unit, "about": c.about})
+                for c in self.columns
+            ],
+            {"table": self.name, "schema": str(SCHEMA)},
+        )
+
+    def of(self, columns: Mapping[str, Any]) -> pa.Table:
+        """Build rows of this table.
+
+        Args:
+            columns: Values by column name: a sequence or array, one value a row. A nullable column
+                may be left out and is then null.
+
+        Returns:
+            A pyarrow table with exactly this table's schema.
+
+        Raises:
+            RunError: If a column is unknown or missing, lengths differ, or a value does not fit.
+        """
+        names = [column.name for column in self.columns]
+        for given in columns:
+            if given not in names:
+                raise RunError(did_you_mean(given, names, f"column of table {self.name!r}"))
+        rows = {len(values) for values in columns.values()}
+        if len(rows) > 1:
+            raise RunError(f"columns of table {self.name!r} differ in length: {sorted(rows)}")
+        count = rows.pop() if rows else 0
+        arrays: list[Any] = []
+        for column in self.columns:
+            if column.name not in columns:
+                if not column.nullable:
+                    raise RunError(f"table {self.name!r} needs the column {column.name!r}")
+                arrays.append(pa.nulls(count, column.type))
+                continue
+            try:
+                array = pa.array(columns[column.name], column.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                raise RunError(
+                    f"column {column.name!r} of table {self.name!r} takes {column.type}: {error}"
+                ) from error
+            if array.null_count and not column.nullable:
+                raise RunError(f"column {column.name!r} of table {self.name!r} may not be null")
+            arrays.append(array)
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def of_rows(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """Build rows of this table from one mapping a row.
+
+        Raises:
+            RunError: As `of`.
+        """
+        given = dict.fromkeys(name for row in rows for name in row)
+        if not rows:
+            return self.schema.empty_table()
+        return self.of({name: [row.get(name) for row in rows] for name in given})
+
+
+_PROMPT = Column("prompt_id", pa.string(), "name of the prompt, unique in the run")
+_SEED = Column("seed", pa.int32(), "index of the sample among its prompt's, from 0", "1")
+_GUIDANCE = Column("guidance", pa.float64(), "guidance scale g; 1 is unguided", "1")
+_CALL = Column("call", pa.int16(), "index of the network call on the path, from 0", "1")
+_ALPHA = Column("alpha", pa.float64(), "weight of the clean image, with alpha² + sigma² = 1", "1")
+_SIGMA = Column("sigma", pa.float64(), "weight of the noise, with alpha² + sigma² = 1", "1")
+_MEASURE = Column("measure", pa.string(), 'similarity measure and preset, e.g. "l2"')
+_ANALYSIS = Column("analysis", pa.string(), "name of the analysis that wrote the row")
+_THRESHOLD = Column(
+    "threshold", pa.float64(), "similarity above which two images count as the same", "similarity"
+)
+
+
+def _across_seeds(vector: str, prose: str) -> tuple[Column, ...]:
+    return (
+        Column(
+            f"{vector}_variance",
+            pa.float64(),
+            f"mean over coordinates of the unbiased variance of the {prose} across seeds",
+            "latent²",
+            nullable=True,
+        ),
+        Column(
+            f"{vector}_distance",
+            pa.float64(),
+            f"mean over pairs of seeds of the L2 distance of the {prose}, divided by sqrt(d)",
+            "latent",
+            nullable=True,
+        ),
+        Column(
+            f"{vector}_cosine",
+            pa.float64(),
+            f"mean over pairs of seeds of the cosine of the {prose}",
+            "1",
+            nullable=True,
+        ),
+        Column(
+            f"{vector}_rank",
+            pa.float64(),
+            f"participation ratio (sum l)² / sum l² of the centred seed Gram matrix of the {prose}",
+            "1",
+            nullable=True,
+        ),
+    )
+
+
+_ALL = (
+    Table(
+        "prompts",
+        "one prompt",
+        (
+            _PROMPT,
+            Column("prompt", pa.string(), "the text, as given"),
+            Column("group", pa.string(), "label the prompt file gives", nullable=True),
+            Column("kind", pa.string(), "kind of caption (lab)", nullable=True),
+            Column("family", pa.string(), "planted family (lab)", nullable=True),
+            Column("level", pa.int32(), "planted repetition level", "1", nullable=True),
+            Column("overfit_type", pa.string(), "Webster's label", nullable=True),
+            Column("tokens", pa.int32(), "length in tokens, with the first and last marks", "token"),
+            Column("truncated", pa.bool_(), "whether the text exceeds the model's window"),
+            Column(
+                "references",
+                pa.list_(pa.string()),
+                "reference_id of each training image; the first is the target of the record",
+            ),
+        ),
+    ),
+    Table(
+        "references",
+        "one training image",
+        (
+            Column("reference_id", pa.string(), "first 16 hex digits of the SHA-256 of its pixels"),
+            Column("prompt_ids", pa.list_(pa.string()), "prompts it belongs to"),
+            Column("digest", pa.string(), "SHA-256 of the file"),
+            Column("width", pa.int32(), "width of the file's image", "pixel"),
+            Column("height", pa.int32(), "height of the file's image", "pixel"),
+            Column(
+                "image",
+                pa.binary(),
+                "WebP thumbnail of at most 256 pixels a side, lossless up to 128",
+            ),
+            Column("masked", pa.bool_(), "whether a mask marks the part that repeats"),
+        ),
+    ),
+    Table(
+        "samples",
+        "one sample",
+        (
+            _PROMPT,
+            _SEED,
+            _GUIDANCE,
+            Column("scheduler", pa.string(), "sampler"),
+            Column("status", pa.string(), '"ok", "nonfinite" or "error"'),
+            Column("reason", pa.string(), "why the status is not ok", nullable=True),
+            Column("network_calls", pa.int32(), "evaluations of the network, both branches", "1"),
+            Column("seconds", pa.float64(), "share of its batch's time in the sampling loop", "s"),
+            Column(
+                "image",
+                pa.binary(),
+                "WebP of at most 256 pixels a side, lossless up to 128; null unless ok",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
+        "gram",
+        "one network call of one sample, or of one off-path probe",
+        (
+            _PROMPT,
+            _SEED,
+            Column(
+                "guidance",
+                pa.float64(),
+                "guidance scale g of the path; null for probes, which do not depend on it",
+                "1",
+                nullable=True,
+            ),
+            Column(
+                "law",
+                pa.string(),
+                'where the state comes from: "path" (the sampler), "forward" (the training image '
+                'with the sample\'s noise), "noise" (the noise alone)',
+            ),
+            _CALL,
+            _ALPHA,
+            _SIGMA,
+            *(
+                Column(
+                    f"{a}·{b}",
+                    pa.float64(),
+                    f"inner product <{a}, {b}> over the latent; null where one does not exist",
+                    "latent²",
+                    nullable=True,
+                )
+                for a, b in PAIRS
+            ),
+        ),
+    ),
+    Table(
+        "convergence",
+        "one network call of one prompt at one guidance, across its ok seeds",
+        (
+            _PROMPT,
+            _GUIDANCE,
+            _CALL,
+            _ALPHA,
+            _SIGMA,
+            *_across_seeds("x", "state"),
+            *_across_seeds("x0_g", "guided clean estimate"),
+            Column("seeds", pa.int32(), "number of seeds", "1"),
+        ),
+    ),
+    Table(
+        "similarities",
+        "one generated image against one training image, by one measure",
+        (
+            _PROMPT,
+            _SEED,
+            _GUIDANCE,
+            _MEASURE,
+            Column("reference_id", pa.string(), "the training image"),
+            Column(
+                "relation",
+                pa.string(),
+                '"own" (an image of the prompt) or "nearest" (the closest of all the study knows)',
+            ),
+            Column("value", pa.float64(), "similarity; larger is closer", "similarity"),
+        ),
+    ),
+    Table(
+        "severity",
+        "one prompt at one guidance, by one measure",
+        (
+            _PROMPT,
+            _GUIDANCE,
+            _MEASURE,
+            Column("mean", pa.float64(), "mean over ok seeds", "similarity", nullable=True),
+            Column("max", pa.float64(), "maximum over ok seeds", "similarity", nullable=True),
+            Column("share", pa.float64(), "share of ok seeds above threshold", "1", nullable=True),
+            Column("n", pa.int32(), "number of ok seeds", "1"),
+            Column(
+                _THRESHOLD.name, _THRESHOLD.type, _THRESHOLD.about, _THRESHOLD.unit, nullable=True
+            ),
+            Column(
+                "grade",
+                pa.string(),
+                '"matching verbatim", "retrieved verbatim", "template verbatim" or "none"',
+                nullable=True,
+            ),
+            Column(
+                "nearest_reference_id",
+                pa.string(),
+                "training image nearest to the prompt's samples",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
+        "null",
+        "one measure's distribution over unrelated pairs",
+        (
+            _MEASURE,
+            Column("n", pa.int64(), "number of unrelated pairs", "1"),
+            *(
+                Column(name, pa.float64(), about, "similarity", nullable=True)
+                for name, about in (
+                    ("q50", "median"),
+                    ("q95", "95 % quantile"),
+                    ("q99", "99 % quantile"),
+                    ("q999", "99.9 % quantile"),
+                    ("max", "maximum"),
+                )
+            ),
+            Column(
+                _THRESHOLD.name, _THRESHOLD.type, _THRESHOLD.about, _THRESHOLD.unit, nullable=True
+            ),
+            Column(
+                "rate",
+                pa.float64(),
+                "share of unrelated pairs the threshold was chosen to pass",
+                "1",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
+        "statistics",
+        "one named statistic",
+        (
+            _ANALYSIS,
+            Column("name", pa.string(), "the statistic"),
+            Column("population", pa.string(), "the prompts or samples it is over"),
+            Column("guidance", pa.float64(), "guidance scale g, where one", "1", nullable=True),
+            Column(
+                "reference",
+                pa.string(),
+                'what stands for x: "target" or "final sample"',
+                nullable=True,
+            ),
+            Column("window", pa.string(), "calls it is over", nullable=True),
+            Column("value", pa.float64(), "value; null where it is undefined", "", nullable=True),
+            Column("low", pa.float64(), "lower end of its interval", "", nullable=True),
+            Column("high", pa.float64(), "upper end of its interval", "", nullable=True),
+            Column("n", pa.int64(), "number of prompts or samples", "1"),
+            Column("method", pa.string(), "how value and interval come about", nullable=True),
+        ),
+    ),
+    Table(
+        "curves",
+        "one quantity at one call, over one group",
+        (
+            _ANALYSIS,
+            Column("quantity", pa.string(), "the quantity"),
+            Column("group", pa.string(), "the prompts it is over"),
+            Column("guidance", pa.float64(), "guidance scale g, where one", "1", nullable=True),
+            Column("law", pa.string(), "input law, as in table gram", nullable=True),
+            Column(
+                "reference",
+                pa.string(),
+                'what stands for x: "target" or "final sample"',
+                nullable=True,
+            ),
+            _CALL,
+            Column("log_snr", pa.float64(), "2·log(alpha / sigma)", "1"),
+            Column("median", pa.float64(), "median over the group", "", nullable=True),
+            Column("low", pa.float64(), "16 % quantile over the group", "", nullable=True),
+            Column("high", pa.float64(), "84 % quantile over the group", "", nullable=True),
+            Column("n", pa.int64(), "number of samples or prompts", "1"),
+        ),
+    ),
+    Table(
+        "checks",
+        "one claim of the founding paper, against this run",
+        (
+            _ANALYSIS,
+            Column("claim", pa.string(), "the claim"),
+            Column("measured", pa.string(), "what this run measures, in words"),
+            Column("holds", pa.bool_(), "whether it holds; null where it cannot be told", nullable=True),
+            Column("reason", pa.string(), "why it cannot be told", nullable=True),
+        ),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}
+"""Every table of a run folder, by name."""
+
+DERIVED = ("severity", "null", "statistics", "curves", "checks")
+"""Tables that are arithmetic on the others."""
+
+
+def table_named(name: str) -> Table:
+    """Return a table by its name.
+
+    Raises:
+        RunError: If there is none of that name.
+    """
+    if name not in TABLES:
+        raise RunError(did_you_mean(name, TABLES, "table"))
+    return TABLES[name]

@@ -1,0 +1,224 @@
+"""Stable Diffusion: parity with the unmodified pipeline, codec, conditioner, loading."""
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mnemoscope.core.record import Recorder
+from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.errors import InputError, ModelError
+from mnemoscope.lab import MODEL_DIR
+from mnemoscope.models import SCHEDULERS, load_model
+from tests.tiny import tiny_folder
+
+PROMPTS = ["noto swan and twemoji bomb", "the kinetic edition marble update", ""]
+STEPS = 5
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request, tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(str(folder))
+
+
+def ours(model, prompts, scheduler, guidance):
+    generators = generators_of(range(len(prompts)))
+    noise = initial_noise(generators, model.latent_shape)
+    cond, uncond = model.encode_prompts(prompts), model.encode_prompts([""] * len(prompts))
+    recorder = Recorder()
+    sampled = sample(
+        model.denoiser, scheduler, noise, cond, uncond, guidance, generators, observers=[recorder]
+    )
+    assert sampled.ok.all()
+    assert len(recorder.calls) == len(scheduler.timesteps)
+    return sampled.latents
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_recording_leaves_the_pipelines_latents_bit_for_bit(model, name, guidance):
+    # The pipeline is given a scheduler of its own, built as a user builds it.
+    scheduler = model.make_scheduler(name, STEPS)
+    built = getattr(diffusers, SCHEDULERS[name])
+    pipeline = copy.copy(model.pipeline)
+    pipeline.scheduler = built.from_config(scheduler.config)
+    expected = pipeline(
+        PROMPTS,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        generator=generators_of(range(len(PROMPTS))),
+        output_type="latent",
+    ).images
+    got = ours(model, PROMPTS, scheduler, guidance)
+    assert torch.equal(got, expected)
+    # The scheduler was not used up.
+    assert torch.equal(ours(model, PROMPTS, scheduler, guidance), expected)
+
+
+@pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="the embedded model is not built")
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_embedded_model_keeps_parity(name):
+    model = load_model("embedded")
+    scheduler = model.make_scheduler(name, 3)
+    expected = model.host_latents(PROMPTS, scheduler, 3, 7.5, generators_of(range(len(PROMPTS))))
+    assert torch.equal(ours(model, PROMPTS, scheduler, 7.5), expected)
+
+
+def test_conditions_equal_the_pipelines(model):
+    cond, uncond = model.pipeline.encode_prompt(PROMPTS, "cpu", 1, True)
+    assert torch.equal(model.encode_prompts(PROMPTS), cond)
+    assert torch.equal(model.encode_prompts([""] * len(PROMPTS)), uncond)
+
+
+def test_tokens_are_counted_before_truncation(model):
+    # One token a byte, spaces not counted.
+    prompts = ["ab c", "x" * 75, "x" * 76]
+    assert model.token_counts(prompts) == [3, 75, 76]
+    assert model.truncated(prompts) == [False, False, True]
+
+
+def test_text_that_is_no_text_is_refused(model):
+    with pytest.raises(InputError, match="UTF-8"):
+        model.encode_prompts(["\ud800"])
+    with pytest.raises(InputError, match="no prompt"):
+        model.encode_prompts([])
+
+
+def test_codec_is_the_vaes_mode(model):
+    images = torch.rand(2, 3, 16, 16)
+    vae = model.pipeline.vae
+    latents = model.encode_images(images)
+    expected = vae.encode(2 * images - 1).latent_dist.mean * vae.config.scaling_factor
+    assert torch.equal(latents, expected)
+    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    assert torch.allclose(model.decode(latents), (decoded / 2 + 0.5).clamp(0, 1))
+    # A picture of another size is brought to the model's.
+    assert model.encode_images(torch.rand(1, 3, 40, 20)).shape == (1, *model.latent_shape)
+
+
+def test_half_precision_stays_near_float32(folder, model):
+    half = load_model(str(folder), dtype="bfloat16")
+    scheduler = model.make_scheduler("ddim", STEPS)
+    full, low = (ours(m, PROMPTS, scheduler, 1.0) for m in (model, half))
+    assert low.dtype == torch.float32
+    # bfloat16 keeps 8 bits: 0.4 % of a unit, through five calls of a random network.
+    assert 0 < float((full - low).square().mean().sqrt()) < 0.05
+    host = half.host_latents(PROMPTS, scheduler, STEPS, 1.0, generators_of(range(3)))
+    assert torch.equal(low, host)
+
+
+def test_digest_follows_the_weights(folder, tmp_path):
+    first, again = load_model(str(folder)), load_model(str(folder))
+    other = load_model(str(tiny_folder(tmp_path / "other", seed=1)))
+    assert first.digest == again.digest != other.digest
+
+
+def test_another_vae_is_used(folder, tmp_path):
+    other = tiny_folder(tmp_path / "other", seed=1)
+    model = load_model(str(folder), vae=other)
+    donor = load_model(str(other))
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model.encode_images(images), donor.encode_images(images))
+    assert model.digest != load_model(str(folder)).digest
+
+
+def test_lora_is_merged(folder, tmp_path):
+    plain = load_model(str(folder))
+    key = next(k for k in plain.pipeline.unet.state_dict() if k.endswith("attn2.to_q.weight"))
+    weight = plain.pipeline.unet.state_dict()[key]
+    down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+    stem = "unet." + key.removesuffix(".weight")
+    file = tmp_path / "lora.safetensors"
+    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, file)
+    tuned = load_model(str(folder), lora=file)
+    merged = tuned.pipeline.unet.state_dict()[key]
+    # rank 2 with alpha equal to the rank: the update is the bare product.
+    assert torch.allclose(merged, weight + up @ down, atol=1e-5)
+    assert tuned.digest != plain.digest
+
+
+def test_loras_that_do_not_fit_are_refused(folder, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file({"transformer.x.lora_A.weight": torch.zeros(2, 3)}, file)
+    with pytest.raises(ModelError, match="LoRA"):
+        load_model(str(folder), lora=file)
+    file.write_bytes(b"not a tensor file")
+    with pytest.raises(ModelError, match="LoRA"):
+        load_model(str(folder), lora=file)
+    with pytest.raises(ModelError, match="not there"):
+        load_model(str(folder), lora=tmp_path / "missing.safetensors")
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    for content in (b"", b"garbage that is no header"):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(str(file))
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(file))
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".bin", ".pt", ".pth", ".pkl"])
+def test_pickles_are_refused(tmp_path, folder, ending):
+    file = tmp_path / f"model{ending}"
+    file.write_bytes(b"\x80\x04.")
+    for arguments in ({"name": str(file)}, {"name": str(folder), "lora": file}):
+        with pytest.raises(ModelError, match="pickle"):
+            load_model(**arguments)
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(folder))
+    weights.unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelError, match="pickle"):
+        load_model(str(folder))
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(ModelError, match="StableDiffusionXLPipeline"):
+        load_model(str(folder))
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ModelError, match="model_index"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "embeded"}, "'embedded'"),
+        ({"name": "oracle:memoriser"}, "'oracle:memorizer'"),
+        ({"name": "oracle:gaussian", "device": "cpuu"}, "'cpu'"),
+        ({"name": "oracle:gaussian", "dtype": "float33"}, "'float32'"),
+        ({"name": "missing.safetensors"}, "unknown model"),
+        ({"name": "nobody/nothing"}, "hub"),
+    ],
+)
+def test_unknown_names_get_a_suggestion(arguments, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(**arguments)
+
+
+def test_schedulers_by_name(model):
+    with pytest.raises(ModelError, match="'euler'"):
+        model.make_scheduler("eulr", 5)
+    with pytest.raises(InputError, match="from 1 to 1000"):
+        model.make_scheduler("ddim", 0)
+
+
+def test_safetensors_only_are_written(folder):
+    # The fixture itself must not smuggle a pickle in.
+    assert not list(folder.rglob("*.bin"))
+    assert load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
