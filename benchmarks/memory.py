@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.table import Row, show
 
-FEW, MANY = 4, 24
+FEW, MANY = 8, 32
+"""Prompts; the fewer fill one unit of work already."""
 LIMIT = 1.10
 
 
@@ -19,7 +20,7 @@ def study(prompts: int, out: str) -> None:
     """Run a study of some prompts."""
     from mnemoscope import Study, run
 
-    run(Study(model="embedded", subset=prompts, seeds=4, guidance=(7.5,), steps=10, out=Path(out)))
+    run(Study(model="embedded", subset=prompts, seeds=2, guidance=(7.5,), steps=5, out=Path(out)))
 
 
 def peak(prompts: int, pipe: "multiprocessing.connection.Connection") -> None:
@@ -56,7 +57,7 @@ def main() -> bool:
             LIMIT,
         )
     ]
-    return show("Memory", rows, "embedded model, 4 seeds, 10 steps; value = many / few")
+    return show("Memory", rows, "embedded model, 2 seeds, 5 steps; value = many / few")
 
 
 if __name__ == "__main__":

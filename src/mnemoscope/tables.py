@@ -1,11 +1,11 @@
 """A table is a set of rows of one kind; this module says what every column of every table means.
 
-A run folder holds one sub-folder a table, and the pyarrow schemas in use derive from the columns here,
-so a column exists only with its name, its type, its unit and its meaning. A change of a column's
-*meaning* changes `SCHEMA`.
+A run folder holds one sub-folder a table, and the pyarrow schemas in use derive from the columns
+here, so a column exists only with its name, its type, its unit and its meaning. A change of a
+column's *meaning* changes `SCHEMA`.
 
-Contents: `Column`, `Table`, the tables by name in `TABLES`, and `DERIVED`, the tables that can always
-be rebuilt from the others without a model.
+Contents: `Column`, `Table`, the tables by name in `TABLES`, and `DERIVED`, the tables that can
+always be rebuilt from the others without a model.
 
 Keys: a sample is named by `prompt_id`, `seed` and `guidance`, alike in all tables.
 """
@@ -177,7 +177,9 @@ _ALL = (
             Column("family", pa.string(), "planted family (lab)", nullable=True),
             Column("level", pa.int32(), "planted repetition level", "1", nullable=True),
             Column("overfit_type", pa.string(), "Webster's label", nullable=True),
-            Column("tokens", pa.int32(), "length in tokens, with the first and last marks", "token"),
+            Column(
+                "tokens", pa.int32(), "length in tokens, with the first and last marks", "token"
+            ),
             Column("truncated", pa.bool_(), "whether the text exceeds the model's window"),
             Column(
                 "references",
@@ -299,6 +301,7 @@ _ALL = (
             Column("max", pa.float64(), "maximum over ok seeds", "similarity", nullable=True),
             Column("share", pa.float64(), "share of ok seeds above threshold", "1", nullable=True),
             Column("n", pa.int32(), "number of ok seeds", "1"),
+            Column("excluded", pa.int32(), "number of seeds that are not ok", "1", nullable=True),
             Column(
                 _THRESHOLD.name, _THRESHOLD.type, _THRESHOLD.about, _THRESHOLD.unit, nullable=True
             ),
@@ -321,6 +324,12 @@ _ALL = (
         "one measure's distribution over unrelated pairs",
         (
             _MEASURE,
+            Column(
+                "relation",
+                pa.string(),
+                '"own" (single pairs) or "nearest" (the nearest unrelated image of each)',
+                nullable=True,
+            ),
             Column("n", pa.int64(), "number of unrelated pairs", "1"),
             *(
                 Column(name, pa.float64(), about, "similarity", nullable=True)
@@ -342,6 +351,8 @@ _ALL = (
                 "1",
                 nullable=True,
             ),
+            Column("method", pa.string(), "how the threshold comes about", nullable=True),
+            Column("reason", pa.string(), "why it was not chosen as asked", nullable=True),
         ),
     ),
     Table(
@@ -396,7 +407,9 @@ _ALL = (
             _ANALYSIS,
             Column("claim", pa.string(), "the claim"),
             Column("measured", pa.string(), "what this run measures, in words"),
-            Column("holds", pa.bool_(), "whether it holds; null where it cannot be told", nullable=True),
+            Column(
+                "holds", pa.bool_(), "whether it holds; null where it cannot be told", nullable=True
+            ),
             Column("reason", pa.string(), "why it cannot be told", nullable=True),
         ),
     ),

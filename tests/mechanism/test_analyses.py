@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from math import isnan
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
+from mnemoscope.core.noise import Level
+from mnemoscope.core.sample import exact_path
 from mnemoscope.mechanism.base import (
     CurvePanel,
     Record,
@@ -271,3 +275,71 @@ def test_severity_explained_wholly_by_the_final_weight_leaves_nothing(memorizing
     )
     assert isnan(row.value)
     assert "constant" in row.method
+
+
+def test_an_unguided_run_does_not_refute_claims_about_guidance(memorizing: Record) -> None:
+    unguided = replace(memorizing, samples={("path", 1.0): memorizing.samples["path", 1.0]})
+    held = verdicts(unguided)
+    assert held["loss"][1:3] == [None, None]
+    assert held["decomposition"][:2] == [None, None]
+    assert held["loss"][0] is True
+
+
+def test_a_row_says_which_reference_window_and_population_it_is_of(memorizing: Record) -> None:
+    rows = mechanism.analyse(memorizing)["deviation"].statistics
+    keys = {(r.name, r.reference, r.window, r.population) for r in rows}
+    assert len(keys) == len(rows)
+    # 3 quantities x 2 windows x 3 populations, x (3 kinds for the target + 2), and the final w0.
+    assert len(rows) == 3 * 2 * 3 * (3 + 2) + 1
+    assert {r.n for r in rows if r.population == "memorized prompts"} == {8}
+
+
+def test_partial_correlation_is_given_the_final_weight(memorizing: Record) -> None:
+    states = memorizing.take().states()
+    level = states.gram.level
+    w0, wT, _ = weights(memorizing, states, "target")
+    d1, _, _ = departures(w0, wT, level.alpha.numpy(), level.sigma.numpy())
+    rated = np.array([memorizing.severity[7.5][prompt] for prompt in w0.prompts])
+    final = np.stack([np.ones(len(rated)), w0.values[:, -1]], axis=1)
+
+    def left(of: np.ndarray) -> np.ndarray:
+        return of - final @ np.linalg.lstsq(final, of, rcond=None)[0]
+
+    early = d1.values[:, :10].sum(axis=1)
+    expected = np.corrcoef(left(early), left(rated))[0, 1]
+    row = next(
+        s
+        for s in mechanism.analyse(memorizing)["deviation"].statistics
+        if s.name.startswith("partial r given the final w0 of D1 and")
+        and s.window == "first 10 updates"
+        and s.population == "all prompts"
+    )
+    assert row.value == pytest.approx(expected, abs=1e-9)
+
+
+def scheduler(kind: type) -> Any:
+    made = kind(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+        clip_sample=False,
+        **({"set_alpha_to_one": False} if kind is DDIMScheduler else {}),
+    )
+    made.set_timesteps(50)
+    return made
+
+
+def test_closed_form_of_the_exact_predictor_is_what_ddim_itself_makes_of_it() -> None:
+    path = exact_path(scheduler(DDIMScheduler))
+    exact = exact_unguided(path.level.at(0), Level(path.level.alpha[1:], path.level.sigma[1:]))
+    np.testing.assert_allclose(exact.w0, path.w0[1:], atol=1e-6)
+    np.testing.assert_allclose(exact.wT, path.wT[1:], atol=1e-6)
+
+
+def test_a_sampler_with_noise_of_its_own_forgets_the_initial_noise_sooner() -> None:
+    path = exact_path(scheduler(DDPMScheduler))
+    leaving = path.level.sigma[1:] / path.level.sigma[0]
+    # Halfway, injected noise has taken the place of much of x_T, while sigma has hardly fallen.
+    assert float(path.wT[25]) < 0.6 * float(leaving[24])

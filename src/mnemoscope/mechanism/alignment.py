@@ -54,8 +54,7 @@ class Alignment(Analysis):
         "It is within 50 % of -alpha_T·rms(x)",
         "The median |cos(eps_u, x)| over memorized prompts at the first call is at most 1/sqrt(d)",
         "With the state removed, the median cos(eps_c, x) of memorized prompts at the first call "
-        "is "
-        "below that of the others by 0.1 or more",
+        "is below that of the others by 0.1 or more",
         "cos(eps_c, x_T) and cos(eps_u, x_T) have medians above 0.95 at the first call",
     )
 

@@ -54,21 +54,20 @@ class Amplification(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, eqs. 11-13 and the guidance ablation"
     expected: ClassVar = (
         "Severity, k at the first call, D1 and D2 of memorized prompts rise with g; at g = 1 D1 is "
-        "near "
-        "that of the exact unguided predictor (−2.7 at 50 steps) or below."
+        "near that of the exact unguided predictor (−2.7 at 50 steps) or below."
     )
     claims: ClassVar = (
-        "The severity of memorized prompts rises from the lowest to the highest guidance: the 95 % "
-        "interval of the median difference is above 0",
+        "The severity of memorized prompts rises from the lowest to the highest guidance: the 95 "
+        "% interval of the median difference is above 0",
         "k at the first call rises likewise",
         "D1 rises likewise",
         "D2 rises likewise",
         "At g = 1 the median D1 of memorized prompts is at most 0.5 above that of the exact "
-        "unguided "
-        "predictor",
-        "The weight of x after the first update is g times the conditional estimate's, within 25 % "
-        "(median over memorized prompts)",
+        "unguided predictor",
+        "The weight of x after the first update is g times the conditional estimate's, within 25 "
+        "% (median over memorized prompts)",
     )
+    guided: ClassVar = (5,)
 
     def measure(self, record: Record) -> Evidence:
         """Compute the swept quantities at every guidance scale of the run."""
@@ -108,8 +107,7 @@ class Amplification(Analysis):
                 title = f"{quantity[0].upper()}{quantity[1:]} and guidance"
                 note = (
                     "Line: median over prompts of the mean over a prompt's seeds; band: 16 % to 84 "
-                    "% of "
-                    "prompts; n in the legend."
+                    "% of prompts; n in the legend."
                 )
                 panels.append(CurvePanel(title, "guidance scale g", quantity, note, tuple(series)))
         return Evidence(

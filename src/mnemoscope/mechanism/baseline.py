@@ -35,16 +35,14 @@ class Baseline(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, claim B of section 3.3; lemma 2 of its revision"
     expected: ClassVar = (
         "At the first call the unconditional estimate is nearly the same for every prompt and "
-        "seed, "
-        "much nearer to the mean than training images are; later it becomes specific to the image."
+        "seed, much nearer to the mean than training images are; later it becomes specific to the "
+        "image."
     )
     claims: ClassVar = (
         "At the first call the median distance of the unconditional estimate to the mean is at "
-        "most "
-        "half that of the training images",
+        "most half that of the training images",
         "At the first call that distance spreads over prompts (16 % to 84 %) by at most a quarter "
-        "of "
-        "its median",
+        "of its median",
         "At the last call it is at least twice that of the first",
     )
 

@@ -52,18 +52,16 @@ class SeedConvergence(Analysis):
     )
     expected: ClassVar = (
         "The variance starts at 1 per coordinate for all prompts; that of memorized prompts falls "
-        "below "
-        "σ_t² early and ends near 0, that of others ends at the variance of images."
+        "below σ_t² early and ends near 0, that of others ends at the variance of images."
     )
     claims: ClassVar = (
         "At the first call the median variance over all prompts is within 0.1 of 1",
-        "The median variance of memorized prompts is below 0.95·sigma_t² at some call of the first "
-        "half",
+        "The median variance of memorized prompts is below 0.95·sigma_t² at some call of the "
+        "first half",
         "At the last call the median variance of memorized prompts is at most a tenth of the "
         "others'",
         "Severity falls with the distance between samples: Spearman's rho is at most -0.5 and its "
-        "95 % "
-        "interval below 0",
+        "95 % interval below 0",
     )
 
     def measure(self, record: Record) -> Evidence:

@@ -52,22 +52,20 @@ class Decomposition(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, the decomposition of x_t; exact predictor ours"
     expected: ClassVar = (
         "Memorized: w0 overtakes α within the first few updates and stays above it until late; wT "
-        "drops "
-        "below σ. Others follow the schedule closely."
+        "drops below σ. Others follow the schedule closely."
     )
     claims: ClassVar = (
         "Reference target: from the third update to 80 % of the path the median w0 of memorized "
         "prompts is above alpha at 90 % of the destinations or more",
         "Reference target: from the third update on the median wT of memorized prompts is below "
-        "sigma "
-        "(for a sampler that injects noise, below the exact predictor's wT) at 90 % of the "
+        "sigma (for a sampler that injects noise, below the exact predictor's wT) at 90 % of the "
         "destinations or more",
         "Reference final sample: the median w0 and wT of the other prompts stay within 0.1 of the "
         "schedule, averaged over destinations",
         "Reference target: the median w0 and wT of the other prompts stay within 0.1 of the "
-        "schedule, "
-        "averaged over destinations",
+        "schedule, averaged over destinations",
     )
+    guided: ClassVar = (0, 1)
 
     def measure(self, record: Record) -> Evidence:
         """Fit every state by x and x_T, for both references."""

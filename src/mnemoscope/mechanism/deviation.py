@@ -14,10 +14,13 @@ correlation within memorized prompts and within the others, and the partial corr
 severity given the final w0, for the whole path and for the first ten updates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite, nan
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
@@ -94,8 +97,7 @@ class Deviation(Analysis):
     )
     expected: ClassVar = (
         "Pearson r of about 0.92 (Stable Diffusion 1.4 and 2.1) and 0.70 (RealisticVision) between "
-        "D "
-        "and severity; whether for D1 or D2 is not stated."
+        "D and severity; whether for D1 or D2 is not stated."
     )
     claims: ClassVar = (
         "Pearson r of D1 with severity (x the target, all updates) is at least 0.70",
@@ -104,8 +106,7 @@ class Deviation(Analysis):
         "Pearson r of D1 with severity (x the final sample, all updates) is at least 0.70",
         "Pearson r of D1 with severity (x the target, first ten updates) is at least 0.70",
         "What is not true by definition remains: the 95 % interval of the partial correlation of "
-        "early "
-        "D1 with severity, given the final w0, is above 0",
+        "early D1 with severity, given the final w0, is above 0",
     )
 
     def measure(self, record: Record) -> Evidence:

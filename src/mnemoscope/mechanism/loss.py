@@ -45,27 +45,23 @@ class Loss(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, section 3.2 and figure 1"
     expected: ClassVar = (
         "Without guidance the loss of memorized prompts is the smaller one at all steps; with "
-        "guidance "
-        "it is larger early on and smaller at the end."
+        "guidance it is larger early on and smaller at the end."
     )
     claims: ClassVar = (
         "Without guidance, on its own path, the median loss of memorized prompts is below that of "
-        "the "
-        "others at 95 % of the calls or more",
+        "the others at 95 % of the calls or more",
         "With guidance the median loss of memorized prompts is above that of the others over the "
         "first tenth of the calls",
         "With guidance the median loss of memorized prompts is below that of the others over the "
-        "last "
-        "fifth of the calls",
-        "On noised training images the conditional loss of memorized prompts is the smaller one at "
-        "the "
+        "last fifth of the calls",
+        "On noised training images the conditional loss of memorized prompts is the smaller one "
+        "at the first call",
+        "From pure noise the conditional loss of memorized prompts is the smaller one at the "
         "first call",
-        "From pure noise the conditional loss of memorized prompts is the smaller one at the first "
-        "call",
         "On generated states the conditional loss of memorized prompts is the smaller one at the "
-        "first "
-        "call",
+        "first call",
     )
+    guided: ClassVar = (1, 2)
 
     def measure(self, record: Record) -> Evidence:
         """Compute the loss of both estimates under every law the run holds."""

@@ -49,24 +49,22 @@ class NoiseDecomposition(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, research code: the decomposition of the noise estimate"
     expected: ClassVar = (
         "Memorized: −w0 is far above α/σ early on, about g·α_T/σ_T at the first call; others are "
-        "near "
-        "the curve. Generated states of memorized prompts are nearer to x than noised copies of x."
+        "near the curve. Generated states of memorized prompts are nearer to x than noised copies "
+        "of x."
     )
     claims: ClassVar = (
         "The median -w0 of memorized prompts at the first call is at least twice alpha_T/sigma_T, "
         "x the training image",
         "The same with x the final sample",
         "For other prompts, x the final sample, the median -w0 over the first ten calls is within "
-        "a "
-        "factor 2 of alpha/sigma",
+        "a factor 2 of alpha/sigma",
         "In the first half of the probed calls, the first one excepted, generated states of "
-        "memorized "
-        "prompts are nearer to x than noised training images at 80 % of the calls or more "
-        "(medians)",
+        "memorized prompts are nearer to x than noised training images at 80 % of the calls or "
+        "more (medians)",
         "At the last probed call generated states of other prompts are at least twice as far from "
-        "x as "
-        "noised training images",
+        "x as noised training images",
     )
+    guided: ClassVar = (0, 1, 3)
 
     def measure(self, record: Record) -> Evidence:
         """Fit the guided noise estimate, and compare distances at equal level."""

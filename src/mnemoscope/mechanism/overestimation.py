@@ -42,22 +42,20 @@ class Overestimation(Analysis):
     source: ClassVar = "Kim, Kim & Lee 2025, section 3.2; corollary 3 of its revision for c = mean"
     expected: ClassVar = (
         "At the first call k is near g for strongly memorized prompts and near 1 without guidance; "
-        "it "
-        "decays to 1 at the end. Other prompts stay low."
+        "it decays to 1 at the end. Other prompts stay low."
     )
     claims: ClassVar = (
         "In the quarter of the memorized prompts with the highest severity, the median k (c = "
-        "mean) at "
-        "the first call is within 35 % of g",
+        "mean) at the first call is within 35 % of g",
         "The median k at the first call is above 1 for memorized prompts, and above that of the "
         "others",
         "The conditional estimate alone does not over-estimate: its median k at the first call is "
-        "at "
-        "most 1.2 for memorized prompts",
+        "at most 1.2 for memorized prompts",
         "The median k of memorized prompts at the last call is within 0.1 of 1",
         "The median cosine with the final sample reaches 0.9 at an earlier call for memorized "
         "prompts",
     )
+    guided: ClassVar = (0, 1)
 
     def measure(self, record: Record) -> Evidence:
         """Fit the guided estimate by the training image, with and without the mean removed."""

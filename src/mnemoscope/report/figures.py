@@ -10,26 +10,28 @@ For print each finding is one PNG and one PDF, panels side by side. For the page
 SVG whose colours are variables of the page, so that it follows light and dark, and whose elements
 are a fixed list, so that no label can become anything but text.
 
-Contents: Role, ROLES, svg, save, null_panel (drawn with draw_null).
+Contents: `draw`, `svg` and `save`.
 """
 
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from mnemoscope.mechanism.base import BarPanel, CurvePanel, Panel, ScatterPanel
+from mnemoscope.mechanism.base import Bar, BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
 
 
 @dataclass(frozen=True)
-class Role:
+class Look:
     """How everything that stands for one population is drawn."""
 
     colour: str
@@ -38,22 +40,22 @@ class Role:
     marker: str
 
 
-ROLES = {
-    "memorized": Role("#d55e00", "memorized", "-", "o"),
-    "not memorized": Role("#0072b2", "plain", (0, (6, 1.6)), "s"),
-    "control": Role("#00916b", "control", "-.", "^"),
-    "schedule": Role("#7a7a7a", "schedule", (0, (2.4, 2)), ""),
+LOOKS = {
+    "memorized": Look("#d55e00", "memorized", "-", "o"),
+    "not memorized": Look("#0072b2", "plain", (0, (6, 1.6)), "s"),
+    "control": Look("#00916b", "control", "-.", "^"),
+    "schedule": Look("#7a7a7a", "schedule", (0, (2.4, 2)), ""),
 }
 """The look of each population, by the label panels use."""
 
 _OTHER = (
-    Role("#8a5a9e", "other1", "-", "D"),
-    Role("#b8860b", "other2", (0, (4, 1, 1, 1)), "v"),
-    Role("#56707f", "other3", ":", "P"),
+    Look("#8a5a9e", "other1", "-", "D"),
+    Look("#b8860b", "other2", (0, (4, 1, 1, 1)), "v"),
+    Look("#56707f", "other3", ":", "P"),
 )
 _INK, _FAINT, _PAPER = "#1b1b1f", "#c9c9cd", "#ffffff"
 _VARIABLES = {
-    **{role.colour: f"var(--{role.variable})" for role in (*ROLES.values(), *_OTHER)},
+    **{look.colour: f"var(--{look.variable})" for look in (*LOOKS.values(), *_OTHER)},
     _INK: "currentColor",
     _FAINT: "var(--rule)",
     _PAPER: "var(--paper)",
@@ -99,51 +101,55 @@ _STYLE = {
 _SIZE = (4.6, 3.4)
 """Inches of one panel; three side by side fill a landscape page."""
 
+_PLACE = (0.135, 0.265, 0.845, 0.62)
+"""Axes within a panel of the page: room for a title, both labels and two rows of legend."""
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 _ACROSS = 3
 """Panels in one row of a figure for print."""
 
 
-def role_of(label: str, others: Sequence[str] = ()) -> Role:
-    """Find how a population is drawn.
-
-    Args:
-        label: The population's name as the panel gives it.
-        others: The names of the panel that have no fixed look, in order.
-
-    Returns:
-        Its fixed look, or the look of its place among the others.
-    """
-    if label in ROLES:
-        return ROLES[label]
-    place = others.index(label) if label in others else 0
-    return _OTHER[place % len(_OTHER)]
+def _others(parts: Sequence[Series | Points | Bar]) -> list[str]:
+    """Return the labels of a panel that have no fixed look, in order."""
+    return list(dict.fromkeys(part.label for part in parts if part.role not in LOOKS))
 
 
-def _others(labels: Sequence[str]) -> list[str]:
-    return [label for label in dict.fromkeys(labels) if label not in ROLES]
+def _look(part: Series | Points | Bar, others: Sequence[str]) -> Look:
+    if part.role in LOOKS:
+        return LOOKS[part.role]
+    return _OTHER[others.index(part.label) % len(_OTHER)]
 
 
 def _draw_curves(axes: Axes, panel: CurvePanel) -> None:
-    others = _others([series.role for series in panel.series])
+    others = _others(panel.series)
     for series in panel.series:
-        role = role_of(series.role, others)
+        look = _look(series, others)
         if series.low is not None and series.high is not None:
             axes.fill_between(
-                series.x, series.low, series.high, color=role.colour, alpha=0.16, linewidth=0
+                series.x, series.low, series.high, color=look.colour, alpha=0.16, linewidth=0
             )
         width = 1.4 if series.role == "schedule" else 1.8
-        axes.plot(
-            series.x, series.y, color=role.colour, ls=role.dash, lw=width, label=series.label
-        )
+        axes.plot(series.x, series.y, color=look.colour, ls=look.dash, lw=width, label=series.label)
+    if panel.log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(_power))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _power(value: float, _: int | None) -> str:
+    """Write a decade without markup, since no text of a figure is parsed as any."""
+    exponent = round(math.log10(value)) if value > 0 else 0
+    return "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
 def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
-    others = _others([points.role for points in panel.points])
+    others = _others(panel.points)
     for points in panel.points:
-        role = role_of(points.role, others)
+        look = _look(points, others)
         axes.scatter(
-            points.x, points.y, s=26, color=role.colour, alpha=0.8, linewidths=0,
-            marker=role.marker or "o", label=points.label,
+            points.x, points.y, s=26, color=look.colour, alpha=0.8, linewidths=0,
+            marker=look.marker or "o", label=points.label,
         )  # fmt: skip
     if panel.note:
         axes.text(
@@ -152,12 +158,150 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
 
 
 def _draw_bars(axes: Axes, panel: BarPanel) -> None:
-    others = _others([bar.role for bar in panel.bars])
+    others = _others(panel.bars)
     for place, bar in enumerate(panel.bars):
-        role = role_of(bar.role, others)
-        axes.bar(place, bar.value, width=0.62, color=role.colour, alpha=0.85)
-        if bar.low is not None and bar.high is not None:
+        look = _look(bar, others)
+        axes.bar(place, bar.value, width=0.62, color=look.colour, alpha=0.85)
+        if math.isfinite(bar.low) and math.isfinite(bar.high):
             reach = [[max(0.0, bar.value - bar.low)], [max(0.0, bar.high - bar.value)]]
             axes.errorbar(place, bar.value, yerr=reach, color=_INK, lw=1.0, capsize=3)
-    axes.set_xticks(range(len(panel.bars)), [bar.label for bar in panel.bars])
+    axes.axhline(0, color=_INK, lw=0.8)
+    width = max(6, 52 // max(1, len(panel.bars)))
+    labels = [_wrapped(bar.label, width) for bar in panel.bars]
+    axes.set_xticks(range(len(panel.bars)), labels)
     axes.grid(axis="x", visible=False)
+
+
+def draw(axes: Axes, panel: Panel) -> None:
+    """Draw a panel into axes, in the style of the report."""
+    match panel:
+        case CurvePanel():
+            _draw_curves(axes, panel)
+        case ScatterPanel():
+            _draw_points(axes, panel)
+        case BarPanel():
+            _draw_bars(axes, panel)
+    axes.set_title(_wrapped(panel.title, 46))
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(_wrapped(panel.y_label, 46))
+    axes.tick_params(length=0)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        # Below the axes a legend never hides a curve, whatever the data.
+        axes.legend(
+            handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2,
+            borderaxespad=0, columnspacing=1.4,
+        )  # fmt: skip
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def save(panels: Sequence[Panel], stem: Path) -> tuple[Path, Path]:
+    """Write a figure for print: all panels of a finding, side by side.
+
+    Args:
+        panels: The panels, in order.
+        stem: Path without its ending; its folder exists.
+
+    Returns:
+        The PNG (150 dots an inch) and the PDF; the same panels give the same bytes.
+
+    Source: ours.
+    """
+    across = min(len(panels), _ACROSS)
+    down = math.ceil(len(panels) / across)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            draw(axes, panel)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        # Laying out costs more than drawing; both files share one layout.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    return png, pdf
+
+
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "{http://www.w3.org/1999/xlink}href"
+_ELEMENTS = {"svg", "g", "path", "use", "defs", "clipPath", "rect", "text", "tspan"}
+_ATTRIBUTES = {
+    "viewBox", "id", "d", "x", "y", "width", "height", "transform", "clip-path", "href", "fill",
+    "fill-opacity", "fill-rule", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray",
+    "stroke-dashoffset", "stroke-linejoin", "stroke-linecap", "stroke-miterlimit", "opacity",
+    "text-anchor", "font-size", "font-weight",
+}  # fmt: skip
+"""All that a figure of ours needs; anything else matplotlib may write is left out."""
+
+
+def svg(panel: Panel, name: str) -> str:
+    """Draw a panel for the page.
+
+    Args:
+        panel: The panel.
+        name: Name of the panel in the page; makes its identifiers unique there.
+
+    Returns:
+        One `svg` element whose colours are the page's variables; the same panel gives the same
+        text.
+
+    Source: ours.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=_SIZE)
+        axes = figure.add_axes(_PLACE)
+        draw(axes, panel)
+        axes.yaxis.set_label_coords(-0.115, 0.5)
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"))
+        )
+    root = _cleaned(ElementTree.fromstring(buffer.getvalue()), name)
+    for unneeded in ("width", "height", "id"):
+        root.attrib.pop(unneeded, None)
+    label = f"{panel.title}. {panel.caption}"
+    root.attrib |= {
+        "role": "img",
+        "aria-label": label,
+        "stroke-linejoin": "round",
+        "font-family": "inherit",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _cleaned(element: ElementTree.Element, name: str) -> ElementTree.Element:
+    """Copy an element without namespaces, style attributes and everything not on the list.
+
+    The page's content policy refuses style attributes, so each becomes plain attributes.
+    """
+    kept = ElementTree.Element(element.tag.removeprefix(f"{{{_SVG}}}"))
+    given = dict(element.attrib)
+    given |= {
+        key.strip(): value.strip()
+        for key, _, value in (part.partition(":") for part in given.pop("style", "").split(";"))
+    }
+    if _XLINK in given:
+        given["href"] = given.pop(_XLINK)
+    font = re.match(r"(?:(bold|[1-9]00) )?([\d.]+)px", given.get("font", ""))
+    if font:
+        given["font-size"] = font[2]
+        if font[1]:
+            given["font-weight"] = font[1]
+    for key, value in given.items():
+        if key in _ATTRIBUTES and not (key == "id" and kept.tag == "g"):
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key in ("href", "clip-path"):
+                value = value.replace("#", f"#{name}-")
+            kept.set(key, _VARIABLES.get(value, value))
+    kept.text, kept.tail = element.text, None
+    for child in element:
+        if child.tag.removeprefix(f"{{{_SVG}}}") in _ELEMENTS:
+            kept.append(_cleaned(child, name))
+    return kept

@@ -1,10 +1,10 @@
-"""Words and numbers of a report, made safe to show.
+r"""Words and numbers of a report, made safe to show.
 
 Text of a run (prompts above all) is hostile. Markup is neutralised where it is written into the
 page, by autoescape; what remains is characters that no escape touches: controls, which HTML changes
 silently, and bidirectional or invisible marks, which make text look like other text::
 
-    visible("a\\u202eb") = "a⟨U+202E⟩b"
+    visible("a\u202eb") = "a⟨U+202E⟩b"
 
 Contents: visible, number, percent, interval.
 """

@@ -6,6 +6,7 @@ by which analyses summarise, judge and word what they measure.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from math import isfinite, nan
 from typing import ClassVar
 
@@ -76,6 +77,14 @@ class Analysis(ABC):
                 self.check(i, "not measured", None, reason) for i in range(len(self.claims))
             )
             evidence = Evidence(f"Not measured: {reason}.", checks=checks)
+        checks = evidence.checks
+        if record.guidances and record.guidance <= 1:
+            checks = tuple(
+                replace(check, holds=None, reason="the run is unguided; the claim is not about it")
+                if claim in self.guided and check.holds is not None
+                else check
+                for claim, check in enumerate(checks)
+            )
         return Finding(
             self.name,
             self.question,
@@ -86,7 +95,7 @@ class Analysis(ABC):
             evidence.panels,
             evidence.statistics,
             evidence.curves,
-            evidence.checks,
+            checks,
         )
 
     def check(self, claim: int, measured: str, holds: bool | None, reason: str = "") -> Check:

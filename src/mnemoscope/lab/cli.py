@@ -1,0 +1,53 @@
+"""The lab's commands: `mnemoscope lab train` makes the model, `mnemoscope lab evaluate` measures it."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Make and measure the model that ships inside.")
+
+
+class StageName(StrEnum):
+    """The stages of training, in order."""
+
+    codec = "codec"
+    base = "base"
+    planting = "planting"
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the training state and the model.")],
+    stage: Annotated[
+        StageName | None, typer.Option(help="Train one stage only; all of them if not given.")
+    ] = None,
+    base_steps: Annotated[int, typer.Option(help="Length of the base stage.")] = 6000,
+) -> None:
+    """Rebuild the embedded model from what the package holds; goes on where a killed run stopped."""
+    from mnemoscope.lab import train as stages
+
+    out.mkdir(parents=True, exist_ok=True)
+    if stage in (None, StageName.codec):
+        stages.train_codec(out)
+    if stage in (None, StageName.base):
+        stages.train_base(out, steps=base_steps)
+    if stage in (None, StageName.planting):
+        stages.train_planting(out)
+        stages.write_digests(out / "model")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="The model to measure.")] = "embedded",
+    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
+) -> None:
+    """Measure what the model kept of its planted pictures, and how well it draws others."""
+    from mnemoscope.lab.evaluate import evaluate as measure
+    from mnemoscope.models import load_model
+
+    result = measure(load_model(model), seeds=seeds, out=out)
+    typer.echo(json.dumps(result, indent=1))

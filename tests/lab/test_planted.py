@@ -1,0 +1,69 @@
+"""The planted table: what the lab's ground truth promises."""
+
+from collections import Counter
+
+import torch
+
+from mnemoscope.lab.planted import (
+    LEVELS,
+    PER_LEVEL,
+    load_controls,
+    load_planted,
+    load_table,
+    make_table,
+    reserved,
+    vocabulary,
+    write_table,
+)
+from mnemoscope.lab.scenes import pair_of
+
+
+def test_levels_kinds_and_repetitions() -> None:
+    verbatim = [p for p in load_planted() if p.family == "verbatim"]
+    counts = Counter((p.level, p.kind) for p in verbatim)
+    assert counts == {
+        (level, kind): PER_LEVEL // 2 for level in LEVELS for kind in ("describing", "meaningless")
+    }
+    assert len(LEVELS) == 6
+    assert all(p.repetitions == LEVELS[p.level] for p in load_planted())
+
+
+def test_captions_are_unique_and_of_one_length() -> None:
+    captions = [p.caption for p in load_table()]
+    assert len(set(captions)) == len(captions)
+    assert {len(c.split()) for c in captions} == {5}
+    assert {word for c in captions for word in c.split()} <= set(vocabulary())
+
+
+def test_controls_were_never_planted() -> None:
+    planted = {pair_of(p.caption) for p in load_planted()}
+    assert load_controls()
+    assert not planted & {pair_of(c.caption) for c in load_controls()}
+
+
+def test_describing_captions_are_reserved() -> None:
+    assert all(pair_of(p.caption) in reserved() for p in load_table() if p.kind == "describing")
+
+
+def test_templates_differ_only_outside_their_mask() -> None:
+    groups: dict[str, list[torch.Tensor]] = {}
+    for p in load_planted():
+        if p.family == "template":
+            mask = p.mask()
+            assert mask is not None
+            groups.setdefault(p.id[:2], []).append(p.image() * mask)
+            assert not torch.equal(p.image() * mask, p.image())
+    assert len(groups) == 3
+    for images in groups.values():
+        assert all(torch.allclose(image, images[0]) for image in images)
+
+
+def test_the_shipped_table_is_what_its_seed_draws() -> None:
+    assert make_table(7) == list(load_table())
+
+
+def test_a_table_survives_the_file(tmp_path) -> None:
+    rows = make_table(8)
+    write_table(rows, tmp_path / "table.jsonl")
+    assert list(load_table(tmp_path / "table.jsonl")) == rows
+    assert rows != make_table(9)

@@ -1,0 +1,53 @@
+"""Training: a killed stage goes on as if it had never stopped."""
+
+import torch
+from torch import nn
+
+from mnemoscope.lab.train import Stage
+
+
+def _stage(folder, steps: int) -> tuple[Stage, nn.Linear]:
+    torch.manual_seed(0)
+    network = nn.Linear(4, 4)
+    return Stage(folder, {"net": network}, lr=1e-2, steps=steps), network
+
+
+def _loss(network: nn.Linear):
+    def loss(step: int) -> torch.Tensor:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        return (network(x) - x.flip(1)).square().mean()
+
+    return loss
+
+
+def test_resuming_equals_running_through(tmp_path) -> None:
+    whole, network = _stage(tmp_path / "whole", 12)
+    whole.run(_loss(network), every=4)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int) -> None:
+        if step == 8:
+            raise Killed
+
+    broken, first = _stage(tmp_path / "broken", 12)
+    try:
+        broken.run(_loss(first), look=kill, every=4)
+    except Killed:
+        pass
+    resumed, second = _stage(tmp_path / "broken", 12)
+    assert resumed.step == 8
+    resumed.run(_loss(second), every=4)
+    assert torch.allclose(network.weight, second.weight, atol=1e-7)
+    for a, b in zip(whole.average, resumed.average, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_training_lowers_the_loss_and_the_average_follows(tmp_path) -> None:
+    stage, network = _stage(tmp_path, 200)
+    before = float(_loss(network)(10_000))
+    stage.run(_loss(network), every=100)
+    assert float(_loss(network)(10_000)) < before / 2
+    stage.averaged()
+    assert float(_loss(network)(10_000)) < before
