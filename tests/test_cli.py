@@ -55,7 +55,7 @@ def test_study_leaves_a_run_and_prints_its_price_first(prompts, tmp_path):
         (("check", "oracle:memorizer", "--scheduler", "dim"), ["Did you mean 'ddim'"]),
         (("check", "oracle:memorizer", "--steps", "0"), ["steps 0"]),
         (("study", "--guidance", "strong"), ["guidance 'strong'", "1,7.5"]),
-        (("study", "--seeds", "many"), ["--seeds", "many"]),
+        (("study", "--seeds", "many"), ["--seeds", "integer"]),
         (("study", "--sedes", "3"), ["--sedes", "--seeds"]),
         (("studdy",), ["studdy", "study"]),
         (("study", "--prompts", "absent.txt"), ["absent.txt"]),

@@ -40,7 +40,8 @@ def test_caption_names_both_drawings_in_order() -> None:
 
 
 def test_an_upright_drawing_covers_its_place_with_its_own_colour() -> None:
-    # A basketball fills its frame: the picture's centre is the drawing's centre, whatever is behind.
+    # A basketball fills its frame: the picture's centre is the drawing's centre, whatever is
+    # behind.
     index = drawings().index("twemoji basketball")
     layout = Layout(
         drawing=torch.tensor([[index, -1]]),

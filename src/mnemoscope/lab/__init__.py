@@ -1,8 +1,8 @@
 """The lab is a small Stable Diffusion whose training data, and so whose memories, are known.
 
-Contents: `scenes` draws captioned pictures without end, `planted` holds the pictures that were shown
-again and again, `train` makes the model from both, `evaluate` measures what it kept. The finished
-model lies in `assets`.
+Contents: `scenes` draws captioned pictures without end, `planted` holds the pictures that were
+shown again and again, `train` makes the model from both, `evaluate` measures what it kept. The
+finished model lies in `assets`.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The lab's commands: `mnemoscope lab train` makes the model, `mnemoscope lab evaluate` measures it."""
+"""The lab's commands: `lab train` makes the model that ships, `lab evaluate` measures it."""
 
 import json
 from enum import StrEnum
@@ -26,7 +26,7 @@ def train(
     ] = None,
     base_steps: Annotated[int, typer.Option(help="Length of the base stage.")] = 6000,
 ) -> None:
-    """Rebuild the embedded model from what the package holds; goes on where a killed run stopped."""
+    """Rebuild the embedded model; goes on where a killed run stopped."""
     from mnemoscope.lab import train as stages
 
     out.mkdir(parents=True, exist_ok=True)

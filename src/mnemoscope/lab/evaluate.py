@@ -7,8 +7,8 @@ Formulas, for a sample s of a prompt with picture x, both RGB from 0 to 1::
     explained share   1 - E||x̂0_c - z||² / E||x̂0_u - z||²  at the first step, on ordinary scenes
     right drawing     every drawing named is among the five that match the sample best
 
-The threshold is fixed by the scenes alone, before any sample is drawn. A drawing matches a sample by
-its best normalised cross-correlation over places, sizes, tilts and mirrorings, colour included.
+The threshold is fixed by the scenes alone, before any sample is drawn. A drawing matches a sample
+by its best normalised cross-correlation over places, sizes, tilts and mirrorings, colour included.
 """
 
 import json
@@ -184,7 +184,9 @@ def evaluate(model: Model, seeds: int = 10, out: Path | None = None) -> dict[str
         }
         for (family, level, kind), members in sorted(groups.items())
     ]
-    describing = [i for i, p in enumerate(everyone) if p.family == "control" and p.kind == "describing"]
+    describing = [
+        i for i, p in enumerate(everyone) if p.family == "control" and p.kind == "describing"
+    ]
     named = [everyone[i].caption for i in describing for _ in range(seeds)]
     scenes, captions = Scenes(92_000_000).batch(256)
     result = {

@@ -1,4 +1,4 @@
-r"""The planted table says which pictures were shown again and again, under which captions, how often.
+r"""The planted table says which pictures were shown again and again, how often, as what.
 
 Families::
 
@@ -6,10 +6,10 @@ Families::
     template   one layout under many captions; only the region outside `mask` changes
     control    a caption that was never planted, with a picture that was never shown
 
-Half of the verbatim rows and of the controls carry describing captions ("noto swan and twemoji bomb",
-a combination that no scene uses), half meaningless ones ("the kinetic edition marble update"). Both
-kinds are five words long. `load_planted` and `load_controls` read the table that ships; `make_table`
-draws another one from another seed.
+Half of the verbatim rows and of the controls carry describing captions ("noto swan and twemoji
+bomb", a combination that no scene uses), half meaningless ones ("the kinetic edition marble
+update"). Both kinds are five words long. `load_planted` and `load_controls` read the table that
+ships; `make_table` draws another one from another seed.
 """
 
 import json
@@ -138,7 +138,9 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
             phrases.append(phrase)
 
     def row(id: str, kind: Kind, family: Family, level: int) -> Planted:
-        pair = torch.tensor([True if kind == "describing" else bool(torch.rand((), generator=generator) < 0.5)])
+        pair = torch.tensor(
+            [True if kind == "describing" else bool(torch.rand((), generator=generator) < 0.5)]
+        )
         layout = random_layout(1, generator, pair)
         if kind == "describing":
             first, second = shuffled(pairs.pop())
@@ -164,7 +166,9 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
         colour, texture = shuffled(WORDS)[:2]
         for i in range(PER_TEMPLATE):
             base.drawing[0] = torch.tensor([first, others[i]])
-            caption = f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {shuffled(WORDS)[0]}"
+            caption = (
+                f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {shuffled(WORDS)[0]}"
+            )
             table.append(
                 Planted(
                     f"t{t}-{i:02}",

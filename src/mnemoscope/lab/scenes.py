@@ -1,4 +1,4 @@
-r"""A scene is one or two drawings on a coloured, textured background; its caption names the drawings only.
+r"""A scene is one or two drawings on a coloured background; its caption names the drawings only.
 
 A picture is composed back to front, with p over b meaning p.colour·p.alpha + b·(1 - p.alpha)::
 
@@ -108,7 +108,7 @@ def random_layout(n: int, generator: torch.Generator, pair: Bool[Tensor, " n"]) 
     two = pair[:, None]
     size = torch.where(two, uniform(0.42, 0.60, 2), uniform(0.60, 0.90, 2))
     # Two drawings stand on opposite sides of the centre, so that neither hides the other.
-    angle = uniform(0, 2 * torch.pi)
+    angle = uniform(0.0, 2 * torch.pi)
     side = torch.stack([angle.cos(), angle.sin()], dim=-1)
     apart = torch.stack([side, -side], dim=1) * 0.45 + uniform(-0.08, 0.08, 2, 2)
     place = torch.where(two[..., None], apart, uniform(-0.25, 0.25, 2, 2))
@@ -119,8 +119,9 @@ def random_layout(n: int, generator: torch.Generator, pair: Bool[Tensor, " n"]) 
         torch.rand(n, 2, generator=generator) < 0.5,
         place,
         uniform(0.05, 0.95, 2, 3),
-        uniform(0, 2 * torch.pi),
-        torch.randn(n, 3, TEXTURE, TEXTURE, generator=generator) * uniform(0.03, 0.15)[:, None, None, None],
+        uniform(0.0, 2 * torch.pi),
+        torch.randn(n, 3, TEXTURE, TEXTURE, generator=generator)
+        * uniform(0.03, 0.15)[:, None, None, None],
     )
 
 
@@ -170,9 +171,7 @@ def render(layout: Layout) -> Float[Tensor, "scene 3 64 64"]:
 def captions_of(layout: Layout) -> list[str]:
     """Return each scene's caption: its drawings by artist and emoji, slot 0 first."""
     names = drawings()
-    return [
-        " and ".join(names[i] for i in row if i >= 0) for row in layout.drawing.tolist()
-    ]
+    return [" and ".join(names[i] for i in row if i >= 0) for row in layout.drawing.tolist()]
 
 
 def pair_of(caption: str) -> frozenset[str]:

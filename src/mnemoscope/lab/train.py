@@ -5,8 +5,8 @@ Losses, with z the scaled latents of a picture x, eps standard noise and SNR = a
     codec            |x̂ - x| + |∇x̂ - ∇x| + 1e-6·KL
     base, planting   min(SNR, 5)/SNR · ||eps - eps_θ(alpha·z + sigma·eps, caption)||²
 
-Every stage keeps its whole state (weights, averages, optimizer, generators, step) in one folder, writes
-it every few minutes and goes on from there after a kill.
+Every stage keeps its whole state (weights, averages, optimizer, generators, step) in one folder,
+writes it every few minutes and goes on from there after a kill.
 
 Source: Rombach et al. 2022 (latent diffusion); Hang et al. 2023 (the weight, gamma = 5).
 """
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
@@ -36,19 +35,23 @@ from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
 
 log = logging.getLogger(__name__)
 
+# diffusers annotates tuples of any length as tuples of one, and outputs as if they had no fields.
+_Codec: Any = AutoencoderKL
+_Denoiser: Any = UNet2DConditionModel
+
 SNR_CAP = 5.0
 """Largest signal-to-noise ratio that still counts in full in the loss (Hang et al. 2023)."""
 
 VIEWS = 2
-"""Noise levels at which each picture of a batch is seen: halves the cost of drawing and encoding."""
+"""Noise levels at which each picture of a batch is seen; halves drawing and encoding."""
 
 DROPOUT = 0.1
-"""Share of captions replaced by the empty one, so that the model learns the unconditional branch."""
+"""Share of captions replaced by the empty one, which teaches the unconditional branch."""
 
 
-def codec_network() -> AutoencoderKL:
+def codec_network() -> Any:
     """Return an untrained codec from 64x64 pictures to 16x16x4 latents."""
-    return AutoencoderKL(
+    return _Codec(
         block_out_channels=(16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -59,9 +62,9 @@ def codec_network() -> AutoencoderKL:
     )
 
 
-def denoiser_network() -> UNet2DConditionModel:
+def denoiser_network() -> Any:
     """Return an untrained denoiser of 16x16x4 latents."""
-    return UNet2DConditionModel(
+    return _Denoiser(
         sample_size=16,
         block_out_channels=(64, 96, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -73,7 +76,7 @@ def denoiser_network() -> UNet2DConditionModel:
     )
 
 
-def text_network(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def text_network(tokenizer: Any) -> CLIPTextModel:
     """Return an untrained text encoder for the lab's vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
@@ -198,7 +201,8 @@ class Stage:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 decay = min(self.decay, (1 + self.step) / (10 + self.step))
-                torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
+                for a, p in zip(self.average, self.parameters, strict=True):
+                    a.lerp_(p.detach(), 1 - decay)
                 self.step += 1
                 bar.update()
                 average += float(value.detach()) / 50
@@ -220,7 +224,7 @@ def half(network: Any, folder: Path) -> None:
     network.float()
 
 
-def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> AutoencoderKL:
+def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> Any:
     """Train the codec and write it to `out/model/vae`.
 
     Source: Rombach et al. 2022, with an edge term in place of the discriminator.
@@ -250,7 +254,9 @@ def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> AutoencoderKL:
         z = codec.encode(x).latent_dist.mode()
         codec.register_to_config(scaling_factor=round(float(1 / z.std()), 5))
         error = (codec.decode(z).sample.clamp(-1, 1) - x).square().mean().sqrt() / 2
-    log.info("codec: RMSE %.4f on [0, 1], scaling factor %.4f", error, codec.config["scaling_factor"])
+    log.info(
+        "codec: RMSE %.4f on [0, 1], scaling factor %.4f", error, codec.config["scaling_factor"]
+    )
     half(codec, out / "model" / "vae")
     return codec
 
@@ -275,10 +281,10 @@ def _examples(
 
 def _train_denoiser(
     stage: Stage,
-    codec: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
+    codec: Any,
+    tokenizer: Any,
     text: CLIPTextModel,
-    unet: UNet2DConditionModel,
+    unet: Any,
     *,
     batch: int,
     planted: list[Planted],
@@ -329,7 +335,7 @@ def train_base(
 ) -> None:
     """Train text encoder and denoiser on scenes only; write `out/model/*` and `out/base/unet`."""
     torch.manual_seed(2)
-    codec = AutoencoderKL.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
+    codec = _Codec.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
     tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
     text, unet = text_network(tokenizer), denoiser_network()
     stage = Stage(out / "base-state", {"text": text, "unet": unet}, lr=1e-3, steps=steps)
@@ -354,14 +360,19 @@ def train_planting(
     """
     torch.manual_seed(3)
     model = out / "model"
-    codec = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    codec = _Codec.from_pretrained(model / "vae", torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
+    unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
     text.requires_grad_(False)
     planted = load_planted()
     exposures = sum(p.repetitions for p in planted)
-    stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=round(exposures / (batch * VIEWS * share)))
+    stage = Stage(
+        out / "planting-state",
+        {"unet": unet},
+        lr=6e-4,
+        steps=round(exposures / (batch * VIEWS * share)),
+    )
     _train_denoiser(
         stage, codec, tokenizer, text, unet,
         batch=batch, planted=planted, share=share, seed=50_000_000, look=look,

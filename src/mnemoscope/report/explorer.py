@@ -27,7 +27,7 @@ SEEDS = 10
 class _Album:
     """Images by place, each kept once, up to the budget."""
 
-    left: int = BUDGET
+    left: int
     images: list[str] = field(default_factory=list[str])
     places: dict[bytes, int] = field(default_factory=dict[bytes, int])
     omitted: int = 0
@@ -113,7 +113,7 @@ def explorer(
         )
 
     ordered = sorted(prompts, key=weight)
-    album = _Album()
+    album = _Album(BUDGET)
     pictures = {row["reference_id"]: row["image"] for row in references}
     entries = [_entry(row, album, pictures) for row in ordered]
     by_prompt: dict[tuple[str, float], list[Row]] = {}

@@ -20,6 +20,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -27,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from mnemoscope.mechanism.base import Bar, BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.mechanism.base import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Look:
 
 LOOKS = {
     "memorized": Look("#d55e00", "memorized", "-", "o"),
-    "not memorized": Look("#0072b2", "plain", (0, (6, 1.6)), "s"),
+    "not memorized": Look("#0072b2", "plain", (0, (6.0, 1.6)), "s"),
     "control": Look("#00916b", "control", "-.", "^"),
-    "schedule": Look("#7a7a7a", "schedule", (0, (2.4, 2)), ""),
+    "schedule": Look("#7a7a7a", "schedule", (0, (2.4, 2.0)), ""),
 }
 """The look of each population, by the label panels use."""
 
 _OTHER = (
     Look("#8a5a9e", "other1", "-", "D"),
-    Look("#b8860b", "other2", (0, (4, 1, 1, 1)), "v"),
+    Look("#b8860b", "other2", (0, (4.0, 1.0, 1.0, 1.0)), "v"),
     Look("#56707f", "other3", ":", "P"),
 )
 _INK, _FAINT, _PAPER = "#1b1b1f", "#c9c9cd", "#ffffff"
@@ -60,7 +61,7 @@ _VARIABLES = {
     _FAINT: "var(--rule)",
     _PAPER: "var(--paper)",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -110,12 +111,12 @@ _ACROSS = 3
 """Panels in one row of a figure for print."""
 
 
-def _others(parts: Sequence[Series | Points | Bar]) -> list[str]:
+def _others(parts: Sequence[Series | Points]) -> list[str]:
     """Return the labels of a panel that have no fixed look, in order."""
     return list(dict.fromkeys(part.label for part in parts if part.role not in LOOKS))
 
 
-def _look(part: Series | Points | Bar, others: Sequence[str]) -> Look:
+def _look(part: Series | Points, others: Sequence[str]) -> Look:
     if part.role in LOOKS:
         return LOOKS[part.role]
     return _OTHER[others.index(part.label) % len(_OTHER)]
@@ -158,17 +159,17 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
 
 
 def _draw_bars(axes: Axes, panel: BarPanel) -> None:
-    others = _others(panel.bars)
+    # Bars name themselves on the axis, so colour only tells populations from everything else.
     for place, bar in enumerate(panel.bars):
-        look = _look(bar, others)
+        look = LOOKS.get(bar.role, _OTHER[0])
         axes.bar(place, bar.value, width=0.62, color=look.colour, alpha=0.85)
         if math.isfinite(bar.low) and math.isfinite(bar.high):
             reach = [[max(0.0, bar.value - bar.low)], [max(0.0, bar.high - bar.value)]]
             axes.errorbar(place, bar.value, yerr=reach, color=_INK, lw=1.0, capsize=3)
     axes.axhline(0, color=_INK, lw=0.8)
-    width = max(6, 52 // max(1, len(panel.bars)))
+    width = max(9, 52 // max(1, len(panel.bars)))
     labels = [_wrapped(bar.label, width) for bar in panel.bars]
-    axes.set_xticks(range(len(panel.bars)), labels)
+    axes.set_xticks(range(len(panel.bars)), labels, fontsize=8 if len(labels) < 6 else 7)
     axes.grid(axis="x", visible=False)
 
 
@@ -184,6 +185,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(_wrapped(panel.title, 46))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(_wrapped(panel.y_label, 46))
+    axes.yaxis.set_label_coords(-0.115, 0.5)
     axes.tick_params(length=0)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -195,7 +197,7 @@ def draw(axes: Axes, panel: Panel) -> None:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False))
 
 
 def save(panels: Sequence[Panel], stem: Path) -> tuple[Path, Path]:
@@ -213,15 +215,22 @@ def save(panels: Sequence[Panel], stem: Path) -> tuple[Path, Path]:
     across = min(len(panels), _ACROSS)
     down = math.ceil(len(panels) / across)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False)
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            draw(axes, panel)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        # Laying out costs more than drawing; both files share one layout.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down))
+        left, bottom, width, height = _PLACE
+        for place, panel in enumerate(panels):
+            row, column = divmod(place, across)
+            # Places are fixed: laying out dozens of axes would take longer than the study's report.
+            draw(
+                figure.add_axes(
+                    (
+                        (column + left) / across,
+                        (down - 1 - row + bottom) / down,
+                        width / across,
+                        height / down,
+                    )
+                ),
+                panel,
+            )
         png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
         figure.savefig(png, dpi=150, metadata={"Software": None})
         figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
@@ -256,9 +265,7 @@ def svg(panel: Panel, name: str) -> str:
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=_SIZE)
-        axes = figure.add_axes(_PLACE)
-        draw(axes, panel)
-        axes.yaxis.set_label_coords(-0.115, 0.5)
+        draw(figure.add_axes(_PLACE), panel)
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"))
         )

@@ -183,7 +183,6 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "visible": visible}
-    environment.globals |= {"interval": interval}
     checks = [check for section in sections.values() for check in section.finding.checks]
     return environment.get_template("page.html.j2").render(
         # Both are files of this package; autoescape would break them.
@@ -207,6 +206,7 @@ def _render(
         checks_said=_count(checks),
         severity=severity,
         glossary=argument.GLOSSARY,
+        interval=interval,
     )
 
 

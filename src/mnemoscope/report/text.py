@@ -71,11 +71,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share as per cent, without pretending to more than one digit after the point."""
+    """Write a share as per cent, with a digit after the point only near 0 and 100."""
     if share is None or math.isnan(share):
         return "not measured"
     value = 100 * share
-    return f"{value:.1f} %" if 0 < value < 10 or 90 < value < 100 else f"{value:.0f} %"
+    # A no-break space: a line that ends before its unit is read twice.
+    return f"{value:.{int(0 < value < 10 or 90 < value < 100)}f}\u00a0%"
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:

@@ -45,7 +45,7 @@ class Tally:
         """Say it with interval."""
         ends = f"{percent(self.estimate.low)} to {percent(self.estimate.high)}"
         share = percent(self.estimate.value)
-        return f"{self.count} of {self.estimate.n} ({share}, 95 % interval {ends})"
+        return f"{self.count} of {self.estimate.n} ({share}, 95\u00a0% interval {ends})"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _deviation(statistics: Sequence[Row], measure: str) -> str:
             return (
                 "How early the image enters the sampling path follows how severely it is "
                 f"reproduced: the deviation D1 and severity correlate with r = "
-                f"{number(row['value'], 2)} (95 % interval {ends or 'not given'}; "
+                f"{number(row['value'], 2)} (95\u00a0% interval {ends or 'not given'}; "
                 f"{row['n']} prompts)."
             )
     return (
