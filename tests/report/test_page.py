@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnemoscope.report import report
+from mnemoscope.report import explorer, figures, report
 from mnemoscope.report.text import visible
 from mnemoscope.runs import Run
 from mnemoscope.stats import wilson
@@ -114,7 +114,7 @@ def test_policy_lets_in_only_what_the_page_holds(page: Path, seen: Reader) -> No
 @pytest.fixture
 def unprinted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures for print, which cost most of the time and have their own test."""
-    monkeypatch.setattr("mnemoscope.report.page.figures.save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
 
 
 def test_figures_for_print_are_beside_the_page(page: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
 def test_images_beyond_the_budget_are_counted(
     whole_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnemoscope.report.explorer.BUDGET", 20_000)
+    monkeypatch.setattr(explorer, "BUDGET", 20_000)
     path = report(whole_run, tmp_path)
     seen = Reader.of(path)
     held = json.loads(next(text for tag, text in seen.scripts if tag.get("id") == "data"))

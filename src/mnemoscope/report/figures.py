@@ -263,7 +263,7 @@ def svg(panel: Panel, name: str) -> str:
     Source: ours.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=_SIZE)
         draw(figure.add_axes(_PLACE), panel)
         figure.savefig(
