@@ -371,7 +371,7 @@ def test_values_out_of_range_are_refused(changes, word):
 
 
 def test_guidance_that_is_no_number_is_refused():
-    with pytest.raises(InputError, match="expected numbers such as 1,7.5"):
+    with pytest.raises(InputError, match=r"expected numbers such as 1,7\.5"):
         Study.of_options({"guidance": "1,x", "similarity": "l2"})
 
 

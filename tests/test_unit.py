@@ -1,4 +1,4 @@
-"""Quantities across seeds, and a unit of a Stable Diffusion pipeline against the host's own answer."""
+"""Quantities across seeds, and a unit of work against the host pipeline's own answer."""
 
 from dataclasses import replace
 

@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
+from mnemoscope.images import decode, decode_mask, thumbnail
 from mnemoscope.report import explorer, figures, report
 from mnemoscope.report.text import visible
+from mnemoscope.report.verdict import verdict
 from mnemoscope.runs import Run
 from mnemoscope.stats import wilson
 from tests.report import world
@@ -162,6 +165,12 @@ def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
     assert "Nothing can be said about reproduction" in text
     assert "Left out: the run holds no null distribution" in text
     assert "was not measured" in text
+    # Similarities without a threshold are another thing than no similarities.
+    unjudged = [
+        row | {"share": None, "threshold": None, "grade": None} for row in tables["severity"]
+    ]
+    few = world.write(tmp_path / "few", kept | {"severity": unjudged})
+    assert "no threshold to judge them by" in report(few).read_text("utf-8")
     empty = world.write(tmp_path / "empty", {})
     assert "Left out: the run holds no prompts." in report(empty).read_text("utf-8")
 
@@ -176,3 +185,17 @@ def test_images_beyond_the_budget_are_counted(
     held = json.loads(next(text for tag, text in seen.scripts if tag.get("id") == "data"))
     assert sum(map(len, held["images"])) <= 20_000
     assert re.search(r"[1-9]\d* images are left out", path.read_text("utf-8"))
+
+
+def test_a_mask_does_not_hide_part_of_a_training_image(tmp_path: Path) -> None:
+    pixels = torch.rand(3, 16, 16)
+    mask = torch.zeros(16, 16)
+    tables = {name: world.rows()[name][:1] for name in ("prompts", "references")}
+    tables["references"][0] |= {"image": thumbnail(pixels, mask), "masked": True}
+    data = explorer.explorer(
+        tables["prompts"], tables["references"], [], [], [],
+        verdict(tables["prompts"], [], [], [], [], "l2"),
+    ).data  # fmt: skip
+    shown = base64.b64decode(data["images"][0])
+    assert decode_mask(shown) is None
+    assert torch.equal(decode(shown), decode(thumbnail(pixels)))

@@ -80,7 +80,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
                 "prompt": texts()[name],
                 "group": "control" if name[0] == "c" else "planted",
                 "kind": "ordinary",
-                "level": {"m": 2, "p": 1, "c": None}[name[0]],
+                "level": {"m": 2, "p": 1, "c": 0}[name[0]],
                 "tokens": 7,
                 "truncated": False,
                 "references": [f"ref-{name}"],

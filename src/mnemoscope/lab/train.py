@@ -351,7 +351,7 @@ def train_base(
 
 def train_planting(
     out: Path,
-    batch: int = 64,
+    batch: int = 32,
     share: float = 0.6,
     look: Callable[[int], None] | None = None,
 ) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
+from mnemoscope.images import decode, thumbnail
 from mnemoscope.report.text import visible
 from mnemoscope.report.verdict import Row, Verdict
 
@@ -114,7 +115,11 @@ def explorer(
 
     ordered = sorted(prompts, key=weight)
     album = _Album(BUDGET)
-    pictures = {row["reference_id"]: row["image"] for row in references}
+    # A mask travels in the picture's transparency; a page shows the whole picture.
+    pictures = {
+        row["reference_id"]: thumbnail(decode(row["image"])) if row["masked"] else row["image"]
+        for row in references
+    }
     entries = [_entry(row, album, pictures) for row in ordered]
     by_prompt: dict[tuple[str, float], list[Row]] = {}
     for row in sorted(samples, key=lambda row: row["seed"]):

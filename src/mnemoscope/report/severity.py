@@ -98,7 +98,7 @@ def similarity_panel(
 def null_panel(nulls: Sequence[Row], found: Verdict) -> CurvePanel | None:
     """Show the upper tail of the null distribution, and the threshold it gave."""
     for row in nulls:
-        if row["measure"] == found.measure and row["q50"] is not None:
+        if row["measure"] == found.measure and row["n"] and row["q50"] is not None:
             break
     else:
         return None

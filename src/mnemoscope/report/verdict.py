@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from mnemoscope.mechanism.base import PATH_GUIDANCE
-from mnemoscope.report.text import interval, number, percent
+from mnemoscope.report.text import interval, number, percent, visible
 from mnemoscope.stats import Estimate, wilson
 
 MEMORIZED_SHARE = 0.5
@@ -98,8 +98,9 @@ def verdict(
 
     Source: ours.
     """
-    rated = [row for row in severity if row["measure"] == measure and row["share"] is not None]
-    scales = sorted({row["guidance"] for row in rated})
+    by_measure = [row for row in severity if row["measure"] == measure]
+    rated = [row for row in by_measure if row["share"] is not None]
+    scales = sorted({row["guidance"] for row in rated or by_measure})
     guidance = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
     share = {row["prompt_id"]: row["share"] for row in rated if row["guidance"] == guidance}
     memorized = frozenset(prompt for prompt, value in share.items() if value >= MEMORIZED_SHARE)
@@ -108,11 +109,13 @@ def verdict(
     known = [row["prompt_id"] for row in prompts if row["group"] != "control"]
     ours = _tally("prompts with a training image", known, share)
     tallies = tuple(t for t in (ours, _tally("controls", controls, share)) if t.estimate.n)
-    levels = sorted({row["level"] for row in prompts if row["level"] is not None})
+    # Controls have level 0 in the lab, and a population of their own here.
+    planted = [row for row in prompts if row["level"] is not None and row["group"] != "control"]
+    levels = sorted({row["level"] for row in planted})
     by_level = tuple(
         _tally(
             f"level {level}",
-            [row["prompt_id"] for row in prompts if row["level"] == level],
+            [row["prompt_id"] for row in planted if row["level"] == level],
             share,
         )
         for level in levels
@@ -147,10 +150,15 @@ def _tally(label: str, prompts: Iterable[str], share: Mapping[str, float]) -> Ta
 
 
 def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str) -> str:
-    if not tallies or guidance is None:
+    if guidance is None:
         return (
             "The run holds no similarities to training images, so it cannot say which prompts "
             "reproduce one."
+        )
+    if not tallies:
+        return (
+            f"The run holds similarities by {measure} but no threshold to judge them by, so it "
+            "cannot say which prompts reproduce a training image."
         )
     said = " and ".join(f"{tally.text} of the {tally.label}" for tally in tallies)
     return (
@@ -167,7 +175,8 @@ def _origin(nulls: Sequence[Row], measure: str) -> str:
                 f"{number(row['threshold'])}, fitted on {row['n']:,} pairs of "
                 f"unrelated images{rate}; the closest such pair has {number(row['max'])}"
             )
-    return "no null distribution in this run"
+    reasons = [row["reason"] for row in nulls if row["measure"] == measure and row["reason"]]
+    return visible(reasons[0]) if reasons else "no null distribution in this run"
 
 
 def _deviation(statistics: Sequence[Row], measure: str) -> str:
@@ -181,9 +190,14 @@ def _deviation(statistics: Sequence[Row], measure: str) -> str:
         )
         if wanted and row["value"] is not None:
             ends = interval(row["low"], row["high"], 2)
+            follows = (
+                "follows"
+                if row["low"] is not None and row["low"] > 0
+                else "does not demonstrably follow"
+            )
             return (
-                "How early the image enters the sampling path follows how severely it is "
-                f"reproduced: the deviation D1 and severity correlate with r = "
+                f"How early the image enters the sampling path {follows} how severely it is "
+                "reproduced: the deviation D1 and severity correlate with r = "
                 f"{number(row['value'], 2)} (95\u00a0% interval {ends or 'not given'}; "
                 f"{row['n']} prompts)."
             )

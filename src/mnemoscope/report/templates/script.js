@@ -30,7 +30,7 @@
   const gradeOf = (prompt) => at(prompt).grade || "not graded";
   const said = (prompt) => {
     const here = at(prompt);
-    return here.n ? percent(here.share) + " of " + here.n + " samples reproduce it" : "no similarity measured";
+    return low(here.share) > -Infinity ? percent(here.share) + " of " + here.n + " samples reproduce it" : "not judged: no threshold or no training image";
   };
   const sample = (one) => (one.image === null
     ? hole(one.status === "ok" ? "not on this page" : one.status)
