@@ -192,6 +192,7 @@ def test_second_process_is_refused(tmp_path):
 def test_failure_at_any_write_leaves_earlier_parts_intact(tmp_path, monkeypatch, call, code):
     real = getattr(os, call)
     fail_at = 0
+    told = []
     while True:
         folder = tmp_path / f"{fail_at}"
         count = 0
@@ -223,6 +224,7 @@ def test_failure_at_any_write_leaves_earlier_parts_intact(tmp_path, monkeypatch,
         assert open_run(folder).table("samples").num_rows == 6
         fail_at += 1
     assert fail_at >= 6
+    assert all(place in text and os.strerror(code) in text for place, text in told)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}'])
@@ -233,7 +235,7 @@ def test_damaged_or_foreign_manifest_is_refused(tmp_path, text):
 
 
 def test_no_run_folder_is_refused(tmp_path):
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match=r"no run folder"):
         open_run(tmp_path / "nothing")
 
 

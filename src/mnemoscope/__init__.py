@@ -8,7 +8,13 @@ cheap.
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnemoscope.models import load_model
+    from mnemoscope.report import report
+    from mnemoscope.runs import open_run
+    from mnemoscope.study import Study, run
 
 __all__ = ["Study", "load_model", "open_run", "report", "run"]
 __version__ = "0.1.0"

@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -160,13 +159,13 @@ class Run:
             NeedsError: If the run holds no such record, or the scale is left open.
         """
         rows = self._gram_rows
-        rows = rows.filter(pc.field("law") == law)
+        rows = _where(rows, law=law)
         held = rows["guidance"].unique().to_pylist()
         if law == "path":
             guidance = held[0] if guidance is None and len(held) == 1 else guidance
             if guidance is None and held:
                 raise NeedsError(f"the run holds guidance {sorted(held)}; say which one")
-            rows = rows.filter(pc.field("guidance") == guidance)
+            rows = _where(rows, guidance=guidance)
         if not rows.num_rows:
             raise NeedsError(
                 f"the run holds no record of law {law!r} at guidance {guidance}; "
@@ -224,12 +223,8 @@ class Run:
         Raises:
             RunError: If there is no such sample, or it has no picture.
         """
-        here = (
-            (pc.field("prompt_id") == prompt_id)
-            & (pc.field("seed") == seed)
-            & (pc.field("guidance") == guidance)
-        )
-        found = self.table("samples").filter(here).to_pylist()
+        samples = self.table("samples")
+        found = _where(samples, prompt_id=prompt_id, seed=seed, guidance=guidance).to_pylist()
         if not found or found[0]["image"] is None:
             why = found[0]["reason"] if found else "there is no such sample"
             raise RunError(f"no picture of {prompt_id!r}, seed {seed}, guidance {guidance}: {why}")
@@ -445,9 +440,21 @@ def _read_part(folder: Path, table: Table, unit: str, commit: Mapping[str, Any])
             raise RunError(
                 f"{str(path)!r} differs from what was written; run the study again to replace it"
             )
-        return pq.read_table(io.BytesIO(data), page_checksum_verification=True).cast(table.schema)
+        # Without threads: a pool that is still winding down at exit can abort the process.
+        rows = pq.read_table(
+            io.BytesIO(data), page_checksum_verification=True, use_threads=False, pre_buffer=False
+        )
+        return rows.cast(table.schema)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
+
+
+def _where(rows: pa.Table, **values: Any) -> pa.Table:
+    """Return the rows with these values."""
+    here = np.ones(rows.num_rows, dtype=bool)
+    for name, value in values.items():
+        here &= rows[name].to_numpy() == value
+    return rows.filter(pa.array(here))
 
 
 def _commits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
