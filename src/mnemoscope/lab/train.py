@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,16 @@ def noise_scheduler() -> DDIMScheduler:
     )
 
 
+@contextmanager
+def _without_denormals() -> Generator[None]:
+    """Round denormal numbers to 0: early gradients are full of them and stall a CPU."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @dataclass
 class Stage:
     """The resumable state of one stage.
@@ -184,10 +195,9 @@ class Stage:
         """
         if self.step >= self.steps:
             return
-        # Early gradients are full of denormal numbers, which slow a CPU down tenfold.
-        torch.set_flush_denormal(True)
         average, since = 0.0, time.monotonic()
         with (
+            _without_denormals(),
             (self.folder / "log.jsonl").open("a") as out,
             tqdm(total=self.steps, initial=self.step, desc=self.folder.name) as bar,
         ):
