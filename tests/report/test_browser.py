@@ -39,6 +39,7 @@ def test_script_runs_under_the_policy(shown: tuple[str, str]) -> None:
     assert complaints == ""
     assert "16 of 16 prompts, similarity by l2, threshold 0.850, g = 7.5" in dom
     assert dom.count('class="card') == 16
+    assert re.search(r'<button id="more"[^>]* hidden=""', dom)
 
 
 def test_hostile_prompts_stay_text(shown: tuple[str, str]) -> None:

@@ -25,7 +25,7 @@ def level_panel(found: Verdict) -> BarPanel | None:
     ]
     bars = tuple(
         Bar(
-            f"{label} (n = {tally.estimate.n})",
+            f"{label} (n\u00a0=\u00a0{tally.estimate.n})",
             "control" if role == "control" else "memorized",
             tally.estimate.value,
             tally.estimate.low,
