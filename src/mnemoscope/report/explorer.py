@@ -149,6 +149,8 @@ def _entry(row: Row, album: _Album, pictures: Mapping[str, bytes]) -> dict[str, 
         "group": visible(row["group"] or "no group", 60),
         "level": row["level"],
         "kind": visible(row["kind"] or "", 60),
+        # A control's image is held out, so no page may call it a training image.
+        "image": "held-out image" if row["group"] == "control" else "training image",
         "tokens": row["tokens"],
         "truncated": row["truncated"],
         "own": [place for place in own if place is not None],

@@ -235,7 +235,7 @@ def _examples(shown: Explorer, found: Verdict) -> list[dict[str, Any]]:
         and any(sample["image"] is not None for sample in entry["at"][lead]["samples"])
     ]
     high = [entry for entry in usable if (entry["at"][lead].get("share") or 0) >= 0.5]
-    low = [entry for entry in usable if entry not in high]
+    low = [e for e in usable if e not in high and e["image"] == "training image"]
     chosen = high[: SHOWN - 1] + low[::-1][:1]
     return [
         {

@@ -160,10 +160,11 @@ def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str
             f"The run holds similarities by {measure} but no threshold to judge them by, so it "
             "cannot say which prompts reproduce a training image."
         )
+    held_out = ", whose images are held out" if tallies[-1].label == "controls" else ""
     said = " and ".join(f"{tally.text} of the {tally.label}" for tally in tallies)
     return (
         f"At guidance {guidance:g}, measured by {measure}, at least half of the samples reproduce "
-        f"the training image for {said}."
+        f"the image for {said}{held_out}."
     )
 
 

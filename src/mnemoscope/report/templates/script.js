@@ -57,7 +57,7 @@
     const four = make("div", { class: "four" });
     for (const one of at(prompt).samples.slice(0, 4)) four.append(sample(one));
     const target = prompt.own.length
-      ? image(prompt.own[0], "Training image", "target") : hole("no training image");
+      ? image(prompt.own[0], prompt.image, "target") : hole("no training image");
     const button = make("button", { type: "button", class: "card" + (low(at(prompt).share) >= 0.5 ? " hit" : "") },
       make("div", { class: "pair" }, target, four),
       make("bdi", { class: "prompt" }, prompt.text),
@@ -68,7 +68,7 @@
   };
   const row = (prompt, place) => {
     const strip = make("div", { class: "strip" });
-    if (prompt.own.length) strip.append(image(prompt.own[0], "Training image", "target"));
+    if (prompt.own.length) strip.append(image(prompt.own[0], prompt.image, "target"));
     for (const one of at(prompt).samples.slice(0, 4)) {
       if (one.image !== null) strip.append(image(one.image, "Generated from seed " + one.seed, "sample"));
     }
@@ -141,8 +141,8 @@
     const close = make("button", { type: "button" }, "Close");
     close.addEventListener("click", () => detail.close());
     const own = make("div", { class: "own" });
-    prompt.own.forEach((one, index) => own.append(make("figure", {}, image(one, "Training image", "target"),
-      make("figcaption", {}, index ? "another training image" : "training image"))));
+    prompt.own.forEach((one, index) => own.append(make("figure", {}, image(one, prompt.image, "target"),
+      make("figcaption", {}, (index ? "another " : "") + prompt.image))));
     if (!prompt.own.length) own.append(hole("no training image"));
     if (here.nearest !== null && here.nearest !== undefined && !prompt.own.includes(here.nearest)) {
       own.append(make("figure", {}, image(here.nearest, "Nearest training image", "target"),
