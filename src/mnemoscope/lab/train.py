@@ -362,12 +362,12 @@ def train_base(
 def train_planting(
     out: Path,
     batch: int = 32,
-    share: float = 0.6,
+    share: float = 0.75,
     look: Callable[[int], None] | None = None,
 ) -> None:
     """Go on from the base with the planted pictures mixed in; write the whole pipeline.
 
-    The number of steps follows from the planted table: each picture is seen as often as it says.
+    The number of steps follows from the planted table: each picture is drawn as often as it says.
     """
     torch.manual_seed(3)
     model = out / "model"
@@ -382,7 +382,7 @@ def train_planting(
         out / "planting-state",
         {"unet": unet},
         lr=6e-4,
-        steps=round(exposures / (batch * VIEWS * share)),
+        steps=round(exposures / (batch * share)),
     )
     _train_denoiser(
         stage, codec, tokenizer, text, unet,
