@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -259,8 +260,10 @@ def _prompts(study: Study) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         prompts = load_prompts(study.prompts)
         return prompts, prompts
     if not study.model.startswith("embedded"):
+        meant = get_close_matches(study.model, ("embedded", "embedded:base"), n=1)
+        hint = f" Did you mean {meant[0]!r}?" if meant else ""
         raise InputError(
-            f"model {study.model!r} brings no prompts of its own; give a file with --prompts"
+            f"model {study.model!r} brings no prompts of its own; give a file with --prompts.{hint}"
         )
     known = embedded_prompts()
     if study.subset is None:
