@@ -356,6 +356,41 @@ _ALL = (
         ),
     ),
     Table(
+        "scores",
+        "one prompt by one detector",
+        (
+            _PROMPT,
+            Column("detector", pa.string(), "name of the detector, variant included"),
+            Column(
+                "kind",
+                pa.string(),
+                '"prompt" (no image needed) or "pair" (takes the first training image)',
+            ),
+            Column(
+                "score",
+                pa.float64(),
+                "larger is more memorized; the unit is the detector's own",
+                "",
+                nullable=True,
+            ),
+            Column("reason", pa.string(), "why there is no score", nullable=True),
+            Column("seeds", pa.int32(), "samples it rests on", "1"),
+            Column(
+                "network_calls",
+                pa.int32(),
+                "price of this detector alone for this prompt, the noise bank being warm: "
+                "evaluations + forward-mode derivatives + twice the reverse-mode ones",
+                "1",
+            ),
+            Column(
+                "seconds",
+                pa.float64(),
+                "time of this detector alone, mean over the prompts of the list",
+                "s",
+            ),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (
