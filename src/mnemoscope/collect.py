@@ -16,6 +16,7 @@ Contents: `Collector`.
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from mnemoscope.core.probes import (
     forward_noised,
     gap_curvature,
     gap_difference,
+    gap_in_condition,
     gap_jvp,
     square_gradient,
 )
@@ -74,7 +76,7 @@ from mnemoscope.detectors.base import (
     path_calls,
     words,
 )
-from mnemoscope.errors import InputError
+from mnemoscope.errors import InputError, ModelError
 from mnemoscope.images import load_image
 from mnemoscope.models.base import Model
 from mnemoscope.plan import ROWS, seed_of
@@ -83,6 +85,23 @@ from mnemoscope.prompts import Prompt
 NO_UNCOND = "the model has no unconditional branch, so there is no gap"
 NO_ATTENTION = "the model has no cross-attention"
 NO_IMAGE = "the prompt has no training image"
+NO_FORWARD_MODE = (
+    "the network has no forward-mode derivative (an operation lacks one); "
+    "sharpness:difference does without"
+)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What cross-attention looked at along a path.
+
+    Attributes:
+        tokens: Attention to each token.
+        ends: Attention to the end token at the latest call; None without layers on the way down.
+    """
+
+    tokens: Float[Tensor, "sample call layer token"]
+    ends: Float[Tensor, "sample height width"] | None
 
 
 class _Counted:
@@ -229,7 +248,11 @@ class Collector:
         found: dict[Piece[Any], Any] = {}
         for piece in self.pieces:
             before = time.perf_counter()
-            found[piece] = self._piece(piece, prompts, cond, tape, watched)
+            try:
+                found[piece] = self._piece(piece, prompts, cond, tape, watched)
+            except NotImplementedError:
+                # What torch raises for an operation without a forward-mode derivative.
+                found[piece] = Absent(NO_FORWARD_MODE)
             self._spend(piece, time.perf_counter() - before)
         return Evidence(len(prompts), self.seeds, found)
 
@@ -242,7 +265,7 @@ class Collector:
         prompts: Sequence[Prompt],
         cond: Tensor,
         tape: Trajectory | None,
-        watched: Watch | None,
+        watched: _Attention | None,
     ) -> Any:
         match piece:
             case Text():
@@ -357,7 +380,7 @@ class Collector:
 
     def _path(
         self, cond: Tensor, length: int, prompts: Sequence[Prompt]
-    ) -> tuple[Trajectory, Watch | None]:
+    ) -> tuple[Trajectory, _Attention | None]:
         """Sample the first calls of the path."""
         asked = [p for p in self.pieces if isinstance(p, TokenAttention | EndAttention)]
         looks = bool(asked) and self._layers
@@ -400,7 +423,7 @@ class Collector:
         }
         found = None
         if looks:
-            found = Watch(tokens=tokens, maps=torch.cat(maps) if maps else None)
+            found = _Attention(torch.cat(tokens), torch.cat(maps) if maps else None)
         return Trajectory(level=tapes[0].level, **joined), found
 
     def _guide(self, uncond: Latents, cond: Latents, point: Point) -> Latents:
@@ -434,16 +457,14 @@ class Collector:
         moved, turned = (v.diff(dim=1).double().norm(dim=2) for v in (x, cond))
         return Changes(moved.unflatten(0, (-1, self.seeds)), turned.unflatten(0, (-1, self.seeds)))
 
-    def _attention(self, piece: Piece[Any], watched: Watch | None) -> Any:
-        if watched is None or not watched.tokens:
+    def _attention(self, piece: Piece[Any], watched: _Attention | None) -> Any:
+        if watched is None:
             return Absent(NO_ATTENTION)
         if isinstance(piece, TokenAttention):
-            tokens = torch.cat(watched.tokens)
-            kept = tokens if piece.length is None else tokens[:, : piece.length]
-            return kept.unflatten(0, (-1, self.seeds))
-        if watched.maps is None:
+            return watched.tokens[:, : piece.length].unflatten(0, (-1, self.seeds))
+        if watched.ends is None:
             return Absent("the model has no cross-attention on its way down")
-        return watched.maps.unflatten(0, (-1, self.seeds))
+        return watched.ends.unflatten(0, (-1, self.seeds))
 
     def _low_noise(self, piece: LowNoise, cond: Tensor) -> Any:
         if not self.model.has_uncond:
@@ -476,6 +497,28 @@ class Collector:
             for whose, which in self._batches(len(cond))
         ]
         return torch.cat(parts).float().cpu().unflatten(0, (len(cond), self.seeds))
+
+    def token_gradients(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt seed token"]:
+        """Return how strongly the first call's gap norm hangs on each token's embedding.
+
+        Raises:
+            ModelError: If the model has no unconditional branch, or is not conditioned on tokens.
+        """
+        cond = self.model.encode_prompts([prompt.text for prompt in prompts])
+        if not self.model.has_uncond or cond.ndim != 3:
+            raise ModelError(
+                f"{self.model.name!r} is not guided by token embeddings; token attribution needs "
+                "a model with cross-attention to text and an unconditional branch"
+            )
+        point, start = self._point(self.points[0]), self._start()
+        raw = self._unconditional(self.points[0])
+        eps_u = Prediction.from_raw(self.network.kind, raw, start, point.level).eps
+        parts = [
+            gap_in_condition(self.network, start[which], point, cond[whose], eps_u[which])
+            for whose, which in self._batches(len(cond))
+        ]
+        size = torch.cat(parts).double().norm(dim=2).cpu()
+        return size.unflatten(0, (len(cond), self.seeds))
 
     def _each(
         self, cond: Tensor, work: Callable[[Tensor, Tensor, slice], Tensor]

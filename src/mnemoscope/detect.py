@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mnemoscope.collect import NO_IMAGE, NO_UNCOND, Collector
 from mnemoscope.detectors import Detector, all_detectors, get_detector
-from mnemoscope.detectors.base import Evidence, MissingEvidence, path_calls, price
+from mnemoscope.detectors.base import Evidence, MissingEvidence, Price, path_calls, price
 from mnemoscope.errors import InputError
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt, load_prompts
@@ -106,11 +106,9 @@ def choose(names: Sequence[str | Detector]) -> tuple[Detector, ...]:
 
 
 def first_step(detector: Detector) -> bool:
-    """Return whether a prompt detector is satisfied with one evaluation a seed, or none."""
-    needs = detector.needs
-    if needs.pair or any(piece.calls is None for piece in needs.pieces):
-        return False
-    return price(needs.pieces, calls=1000, seeds=1).calls <= 1
+    """Return whether the first call of the path is all that a detector takes."""
+    pieces = detector.needs.pieces
+    return all(piece.calls in (0, 1) and piece.extra(1) == Price() for piece in pieces)
 
 
 def detect(

@@ -391,6 +391,31 @@ _ALL = (
         ),
     ),
     Table(
+        "ranking",
+        "one metric of one detector over one population",
+        (
+            Column("detector", pa.string(), "name of the detector, variant included"),
+            Column("kind", pa.string(), '"prompt", "pair" or "calibrated"'),
+            Column(
+                "metric",
+                pa.string(),
+                '"auc", "tpr" (at a false positive rate of 1 %), "auc_matched" (pairs of like '
+                'length), "severity" (Spearman), "held_tpr" and "held_fpr" (threshold set on the '
+                "other half)",
+            ),
+            Column("population", pa.string(), "the prompts it is over"),
+            Column("value", pa.float64(), "value; null where withheld", "1", nullable=True),
+            Column("low", pa.float64(), "lower end of its interval", "1", nullable=True),
+            Column("high", pa.float64(), "upper end of its interval", "1", nullable=True),
+            Column("memorized", pa.int64(), "memorized prompts among them", "1"),
+            Column("others", pa.int64(), "other prompts among them", "1"),
+            Column("method", pa.string(), "how value and interval come about"),
+            Column("reason", pa.string(), "why a number is missing", nullable=True),
+            Column("network_calls", pa.float64(), "price a prompt, alone", "1", nullable=True),
+            Column("seconds", pa.float64(), "time a prompt, alone", "s", nullable=True),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (

@@ -1,6 +1,7 @@
 """Every registered detector keeps the contract, on a tiny random pipeline."""
 
 import dataclasses
+from pathlib import Path as Path_
 
 import numpy as np
 import pytest
@@ -119,6 +120,12 @@ def test_says_what_it_is(name):
     module = __import__(type(detector).__module__, fromlist=["x"])
     assert "Formula" in module.__doc__
     assert detector.kind == ("pair" if any(p.pair for p in detector.needs.pieces) else "prompt")
+
+
+def test_every_method_is_in_the_docs():
+    page = (Path_(__file__).parents[2] / "docs" / "detectors.md").read_text(encoding="utf-8")
+    missing = {name.split(":")[0] for name in NAMES if f"`{name.split(':')[0]}" not in page}
+    assert not missing
 
 
 def test_trajectory_detectors_share_one_path(model):

@@ -12,7 +12,7 @@ Formulas, at a level (alpha, sigma) in the unit form::
 The three input laws (these two and the generated path) are never mixed.
 
 Contents: `forward_noised`, `pure_noise`, `gap`, `gap_jvp`, `gap_difference`, `square_gradient`,
-`gap_curvature`, `divergence`, `drift`.
+`gap_curvature`, `gap_in_condition`, `divergence`, `drift`.
 """
 
 from collections.abc import Sequence
@@ -230,6 +230,31 @@ def gap_curvature(
             along = torch.autograd.grad((value * v).sum(), state, retain_graph=more)[0]
             total += v * along
     return total / len(signs)
+
+
+def gap_in_condition(
+    denoiser: Denoiser, x: Latents, point: Point, cond: Condition, uncond: Latents
+) -> Condition:
+    """Return the gradient of each sample's gap norm in its own condition.
+
+    Args:
+        denoiser: The bare network.
+        x: States, unit form.
+        point: Where.
+        cond: Encoded prompts.
+        uncond: Unconditional noise estimates at `x`, which do not depend on the prompt.
+
+    Returns:
+        d ||eps_c - eps_u|| / d cond, one row a sample.
+
+    Source: Wen et al. 2024, eq. 4, on one row and at one state.
+    """
+    with torch.enable_grad():
+        condition = cond.detach().requires_grad_()
+        raw = denoiser(x, point.timestep, condition)
+        eps = Prediction.from_raw(denoiser.kind, raw, x, point.level).eps
+        size = (eps - uncond).flatten(1).norm(dim=1)
+        return torch.autograd.grad(size.sum(), condition)[0]
 
 
 def divergence(

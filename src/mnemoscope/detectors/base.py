@@ -221,9 +221,8 @@ class Piece(Generic[T]):
         """Return how many calls of the path it takes; 0 for none, None for all."""
         return 0
 
-    @property
-    def extra(self) -> Price:
-        """Return what it costs a seed beside the path."""
+    def extra(self, calls: int) -> Price:
+        """Return what it costs a seed beside a path of that many calls."""
         return Price()
 
     @property
@@ -284,8 +283,7 @@ class LowNoise(Piece[LatentMaps]):
 
     before_last: int = 3
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return one evaluation; the unconditional branch is the bank's."""
         return Price(forward=1)
 
@@ -305,8 +303,7 @@ class GapDerivative(Piece[Float[Tensor, "prompt seed *latent"]]):
         """Return 1: the direction is the gap at the first call."""
         return 1
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return both branches with their tangents, or both at the displaced state."""
         return Price(forward=2, tangent=2 if self.method == "jvp" else 0)
 
@@ -315,8 +312,7 @@ class GapDerivative(Piece[Float[Tensor, "prompt seed *latent"]]):
 class SquareGradient(Piece[Float[Tensor, "prompt seed *latent"]]):
     """The gradient of (||eps_c||² - ||eps_u||²) / 2 in the state at the first call."""
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return the conditional branch forward and back; the other is the bank's."""
         return Price(forward=1, backward=1)
 
@@ -336,8 +332,7 @@ class Curvature(Piece[Float[Tensor, "prompt seed *latent"]]):
         """Return the whole path."""
         return None
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return both branches forward once and back once a probe."""
         return Price(forward=2, backward=2 * self.probes)
 
@@ -420,10 +415,9 @@ class NoisedTarget(Piece[Noised]):
 
     levels: int = 10
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return both branches at every level."""
-        return Price(forward=2 * self.levels)
+        return Price(forward=2 * min(self.levels, calls))
 
     @property
     def pair(self) -> bool:
@@ -441,8 +435,7 @@ class TargetDivergence(Piece[Divergence]):
 
     before_last: int = 10
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return both branches with their tangents."""
         return Price(forward=2, tangent=2)
 
@@ -464,10 +457,9 @@ class Drift(Piece[Drifts]):
     levels: int = 8
     iterations: int = 8
 
-    @property
-    def extra(self) -> Price:
+    def extra(self, calls: int) -> Price:
         """Return both branches at each iteration and level."""
-        return Price(forward=2 * self.iterations * self.levels)
+        return Price(forward=2 * self.iterations * min(self.levels, calls))
 
     @property
     def once(self) -> bool:
@@ -525,7 +517,7 @@ def price(pieces: Iterable[Piece[Any]], *, calls: int, seeds: int, branches: int
     path = max(0, 2 * length - 1) if branches == 2 else length
     total = Price(forward=path) * seeds
     for piece in wanted:
-        total = total + piece.extra * (1 if piece.once else seeds)
+        total = total + piece.extra(calls) * (1 if piece.once else seeds)
     return total
 
 
