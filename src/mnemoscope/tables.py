@@ -357,7 +357,7 @@ _ALL = (
     ),
     Table(
         "scores",
-        "one prompt by one detector",
+        "one prompt by one detector, written by `mnemoscope detect`",
         (
             _PROMPT,
             Column("detector", pa.string(), "name of the detector, variant included"),
@@ -392,7 +392,7 @@ _ALL = (
     ),
     Table(
         "ranking",
-        "one metric of one detector over one population",
+        "one metric of one detector over one population, written by `mnemoscope bench`",
         (
             Column("detector", pa.string(), "name of the detector, variant included"),
             Column("kind", pa.string(), '"prompt", "pair" or "calibrated"'),

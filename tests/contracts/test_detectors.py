@@ -89,7 +89,11 @@ def test_batches_do_not_matter(model, prompts, whole):
         np.testing.assert_allclose(cut.of(name), whole.of(name), rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One score for each combination of pieces: what is gathered does not depend on who else asks.
+ALONE = {detector.needs: detector.name for detector in all_detectors()}
+
+
+@pytest.mark.parametrize("name", sorted(ALONE.values()))
 def test_alone_or_in_company(model, prompts, whole, name):
     alone = run(model, prompts[:1], [name]).of(name)[0]
     if name != "word_rarity":  # it is about the list
@@ -138,7 +142,7 @@ def test_trajectory_detectors_share_one_path(model):
     forward = [d for d in path if price(d.needs.pieces, calls=50, seeds=4).calls == alone]
     assert len(forward) >= 6
     union = price([p for d in path for p in d.needs.pieces], calls=50, seeds=4)
-    assert union.calls <= 1.2 * alone
+    assert union.calls <= 1.1 * alone
     assert price([p for d in forward for p in d.needs.pieces], calls=50, seeds=4).calls == alone
 
 

@@ -93,7 +93,8 @@ class GenerateAndCluster(Detector):
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the closeness."""
-        return torch.tensor([self._one(p) for p in evidence[Pictures("final")]]).double()
+        each = [self._one(pictures) for pictures in evidence[Pictures("final")]]
+        return torch.tensor(each, dtype=torch.float64)
 
     def _one(self, pictures: Float[Tensor, "seed 3 height width"]) -> float:
         finite = pictures[torch.isfinite(pictures).flatten(1).all(dim=1)]
