@@ -1,8 +1,8 @@
 """mnemoscope shows what a text-to-image diffusion model has memorized, and why.
 
 Public names: `Study` and `run` do a study, `open_run` reads what it left, `report` makes a page of
-it, `load_model` loads a model. They are imported when first used, so importing the package is
-cheap.
+it, `detect` scores prompts, `load_model` loads a model. They are imported when first used, so
+importing the package is cheap.
 """
 
 import sys
@@ -11,16 +11,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mnemoscope.detect import detect
     from mnemoscope.models import load_model
     from mnemoscope.report import report
     from mnemoscope.runs import open_run
     from mnemoscope.study import Study, run
 
-__all__ = ["Study", "load_model", "open_run", "report", "run"]
+__all__ = ["Study", "detect", "load_model", "open_run", "report", "run"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Study": "study",
+    "detect": "detect",
     "load_model": "models",
     "open_run": "runs",
     "report": "report",

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mnemoscope import __version__
-from mnemoscope.errors import MnemoscopeError
+from mnemoscope.errors import InputError, MnemoscopeError, did_you_mean
 from mnemoscope.lab.cli import app as lab
 
 app = typer.Typer(
@@ -126,22 +126,160 @@ def check(
         raise typer.Exit(3)
 
 
+@app.command()
+def detect(
+    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompt file; the embedded model brings its own.")
+    ] = None,
+    detectors: Annotated[
+        str, typer.Option(help="Detectors, comma-separated; 'first-step' or 'all'.")
+    ] = "first-step",
+    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the path.")] = 7.5,
+    steps: Annotated[int, typer.Option(help="Sampler updates of a whole path.")] = 50,
+    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Seed that all noise derives from.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the scores as .parquet, .csv or .jsonl.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a network call.")] = None,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
+) -> None:
+    """Score prompts by how memorized they are; larger is more."""
+    from mnemoscope.detect import detect as score
+    from mnemoscope.models import load_model
+    from mnemoscope.prompts import embedded_prompts, load_prompts
+
+    if prompts is None and not model.startswith("embedded"):
+        raise InputError(f"model {model!r} brings no prompts of its own; give --prompts FILE")
+    listed = embedded_prompts() if prompts is None else load_prompts(prompts)
+    scores = score(
+        load_model(model, device=device, dtype=dtype),
+        listed,
+        detectors=_names(detectors),
+        seeds=seeds,
+        guidance=guidance,
+        steps=steps,
+        scheduler=scheduler,
+        seed=seed,
+        batch=batch,
+        notify=lambda line: typer.echo(line, err=True),
+        progress=True,
+    )
+    if out is not None:
+        scores.write(out)
+        typer.echo(f"{scores.table.num_rows} scores in {out}")
+        return
+    for row in scores.table.to_pylist():
+        told = f"{row['score']:.6g}" if row["reason"] is None else f"none: {row['reason']}"
+        typer.echo(
+            f"{row['prompt_id']}\t{row['detector']}\t{told}\t{row['network_calls']} calls"
+            f"\t{row['seconds']:.3g} s"
+        )
+
+
+bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
+
+
+@bench.command("detectors")
+def bench_detectors(
+    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompt file with training images; the embedded model brings its own."),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Run folder of a study to take severity from.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/detectors"),
+    detectors: Annotated[str, typer.Option(help="Detectors, as for detect.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
+    steps: Annotated[int, typer.Option(help="Sampler updates.")] = 50,
+    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Seed of noise and split.")] = 0,
+    cut: Annotated[
+        float, typer.Option(help="Share of samples that are copies if a prompt is memorized.")
+    ] = 0.5,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
+) -> None:
+    """Rank detectors against measured severity."""
+    from mnemoscope.leaderboard import leaderboard, summary
+    from mnemoscope.models import load_model
+    from mnemoscope.runs import open_run
+
+    board = leaderboard(
+        load_model(model, device=device, dtype=dtype),
+        prompts,
+        out=out,
+        run=None if study is None else open_run(study),
+        detectors=_names(detectors),
+        seeds=seeds,
+        guidance=guidance,
+        steps=steps,
+        scheduler=scheduler,
+        seed=seed,
+        cut=cut,
+        notify=lambda line: typer.echo(line, err=True),
+        progress=True,
+    )
+    typer.echo(summary(board))
+    typer.echo(f"in {board.path}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @app.command("list")
-def list_() -> None:
-    """List models, schedulers, similarities and analyses by name."""
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(help="'detectors' says what each needs and costs.")
+    ] = None,
+) -> None:
+    """List models, schedulers, similarities, analyses and detectors by name."""
+    from mnemoscope.detectors import all_detectors
     from mnemoscope.mechanism import all_analyses
     from mnemoscope.models import SCHEDULERS
     from mnemoscope.models.oracle import ORACLES
     from mnemoscope.similarity import names
 
     models = ["embedded", "embedded:base", *(f"oracle:{name}" for name in ORACLES)]
-    for what, known in (
-        ("models", models),
-        ("schedulers", SCHEDULERS),
-        ("similarities", names()),
-        ("analyses", [analysis.name for analysis in all_analyses()]),
-    ):
-        typer.echo(f"{what}: {', '.join(known)}")
+    known: dict[str, list[str]] = {
+        "models": models,
+        "schedulers": list(SCHEDULERS),
+        "similarities": list(names()),
+        "analyses": [analysis.name for analysis in all_analyses()],
+        "detectors": [detector.name for detector in all_detectors()],
+    }
+    if what is None:
+        for name, found in known.items():
+            typer.echo(f"{name}: {', '.join(found)}")
+        return
+    if what not in known:
+        raise InputError(did_you_mean(what, known, "list"))
+    if what != "detectors":
+        typer.echo("\n".join(known[what]))
+        return
+    _list_detectors()
+
+
+def _list_detectors() -> None:
+    from mnemoscope.detectors import all_detectors
+    from mnemoscope.detectors.base import price
+
+    for detector in all_detectors():
+        needs = detector.needs
+        calls = price(needs.pieces, calls=50, seeds=1).calls
+        pieces = ", ".join(dict.fromkeys(type(piece).__name__ for piece in needs.pieces))
+        seeds = f", at least {needs.seeds} seeds" if needs.seeds > 1 else ""
+        typer.echo(f"{detector.name} ({detector.kind})")
+        typer.echo(f"    {detector.formula}")
+        typer.echo(f"    {calls} network calls a seed at 50 steps; needs {pieces}{seeds}")
+        typer.echo(f"    {detector.source}")
 
 
 @app.command()
@@ -150,5 +288,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
+app.add_typer(bench, name="bench")
 app.add_typer(lab, name="lab")
 app.command("study")(_options_of_study())

@@ -356,6 +356,66 @@ _ALL = (
         ),
     ),
     Table(
+        "scores",
+        "one prompt by one detector, written by `mnemoscope detect`",
+        (
+            _PROMPT,
+            Column("detector", pa.string(), "name of the detector, variant included"),
+            Column(
+                "kind",
+                pa.string(),
+                '"prompt" (no image needed) or "pair" (takes the first training image)',
+            ),
+            Column(
+                "score",
+                pa.float64(),
+                "larger is more memorized; the unit is the detector's own",
+                "",
+                nullable=True,
+            ),
+            Column("reason", pa.string(), "why there is no score", nullable=True),
+            Column("seeds", pa.int32(), "samples it rests on", "1"),
+            Column(
+                "network_calls",
+                pa.int32(),
+                "price of this detector alone for this prompt, the noise bank being warm: "
+                "evaluations + forward-mode derivatives + twice the reverse-mode ones",
+                "1",
+            ),
+            Column(
+                "seconds",
+                pa.float64(),
+                "time of this detector alone, mean over the prompts of the list",
+                "s",
+            ),
+        ),
+    ),
+    Table(
+        "ranking",
+        "one metric of one detector over one population, written by `mnemoscope bench`",
+        (
+            Column("detector", pa.string(), "name of the detector, variant included"),
+            Column("kind", pa.string(), '"prompt", "pair" or "calibrated"'),
+            Column(
+                "metric",
+                pa.string(),
+                '"auc", "tpr" (at a false positive rate of 1 %), "auc_matched" (pairs of like '
+                'length), "severity" (Spearman), "held_tpr" and "held_fpr" (threshold set on the '
+                "other half)",
+            ),
+            Column("population", pa.string(), "the prompts it is over"),
+            Column("value", pa.float64(), "value; null where withheld", "1", nullable=True),
+            Column("low", pa.float64(), "lower end of its interval", "1", nullable=True),
+            Column("high", pa.float64(), "upper end of its interval", "1", nullable=True),
+            Column("memorized", pa.int64(), "memorized prompts among them", "1"),
+            Column("others", pa.int64(), "other prompts among them", "1"),
+            Column("method", pa.string(), "how value and interval come about"),
+            Column("reason", pa.string(), "why a number is missing", nullable=True),
+            Column("network_calls", pa.float64(), "price a prompt, alone", "1", nullable=True),
+            Column("seconds", pa.float64(), "time a prompt, alone", "s", nullable=True),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (

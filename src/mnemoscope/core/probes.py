@@ -6,10 +6,13 @@ Formulas, at a level (alpha, sigma) in the unit form::
     noise      x = eps                               pure noise, whatever the level says
     gap(x)     eps_c(x) - eps_u(x)
     jvp        d/dh gap(x + h·direction) at h = 0
+    curvature  diagonal of d gap / dx,   mean over k of v_k ⊙ (d gap / dx)ᵀ v_k,   v_k random signs
+    drift      max over k <= K of ||M^k(y) - y|| / ||y||,   M(y) = x0_hat(alpha·y) at a fixed level
 
 The three input laws (these two and the generated path) are never mixed.
 
-Contents: `forward_noised`, `pure_noise`, `gap`, `gap_jvp`.
+Contents: `forward_noised`, `pure_noise`, `gap`, `gap_jvp`, `gap_difference`, `square_gradient`,
+`gap_curvature`, `gap_in_condition`, `divergence`, `drift`.
 """
 
 from collections.abc import Sequence
@@ -148,3 +151,165 @@ def gap_jvp(
         )
     value, derivative = both
     return value, derivative
+
+
+def gap_difference(
+    denoiser: Denoiser,
+    x: Latents,
+    point: Point,
+    cond: Condition,
+    uncond: Condition,
+    direction: Latents,
+    value: Latents,
+) -> Latents:
+    """Estimate the gap's directional derivative from two evaluations.
+
+    Args:
+        denoiser: The bare network.
+        x: States, unit form.
+        point: Where.
+        cond: Encoded prompts.
+        uncond: Encoded empty prompts.
+        direction: Direction of the derivative, of the shape of `x`.
+        value: The gap at `x`.
+
+    Returns:
+        (gap(x + h·u) - value)·||direction|| / h for the unit vector u along the direction.
+
+    Source: ours; forward difference with h = 0.01·sqrt(d), above the rounding of float32.
+    """
+    long = (-1, *[1] * (x.ndim - 1))
+    length = direction.flatten(1).norm(dim=1).reshape(long)
+    h = 0.01 * x[0].numel() ** 0.5
+    with torch.no_grad():
+        moved = gap(denoiser, x + h * direction / length.clamp_min(1e-30), point, cond, uncond)
+    return (moved - value) * length / h
+
+
+def square_gradient(denoiser: Denoiser, x: Latents, point: Point, condition: Condition) -> Latents:
+    """Return the gradient of ||eps||² / 2 in the state under one condition, Jᵀ·eps.
+
+    Source: reverse-mode differentiation.
+    """
+    with torch.enable_grad():
+        state = x.detach().requires_grad_()
+        raw = denoiser(state, point.timestep, condition)
+        eps = Prediction.from_raw(denoiser.kind, raw, state, point.level).eps
+        return torch.autograd.grad(eps.square().sum() / 2, state)[0]
+
+
+def gap_curvature(
+    denoiser: Denoiser,
+    x: Latents,
+    point: Point,
+    cond: Condition,
+    uncond: Condition,
+    signs: Float[Tensor, "probe sample *latent"],
+) -> Latents:
+    """Estimate the diagonal of the gap's Jacobian in the state.
+
+    Args:
+        denoiser: The bare network.
+        x: States, unit form.
+        point: Where.
+        cond: Encoded prompts.
+        uncond: Encoded empty prompts.
+        signs: Random vectors of -1 and 1.
+
+    Returns:
+        The diagonal; sigma times the diagonal of the difference of the negative Hessians.
+
+    Source: Hutchinson 1990; Bekas et al. 2007 for the diagonal.
+    """
+    with torch.enable_grad():
+        state = x.detach().requires_grad_()
+        value = gap(denoiser, state, point, cond, uncond)
+        total = torch.zeros_like(x)
+        for k, v in enumerate(signs):
+            more = k + 1 < len(signs)
+            along = torch.autograd.grad((value * v).sum(), state, retain_graph=more)[0]
+            total += v * along
+    return total / len(signs)
+
+
+def gap_in_condition(
+    denoiser: Denoiser, x: Latents, point: Point, cond: Condition, uncond: Latents
+) -> Condition:
+    """Return the gradient of each sample's gap norm in its own condition.
+
+    Args:
+        denoiser: The bare network.
+        x: States, unit form.
+        point: Where.
+        cond: Encoded prompts.
+        uncond: Unconditional noise estimates at `x`, which do not depend on the prompt.
+
+    Returns:
+        d ||eps_c - eps_u|| / d cond, one row a sample.
+
+    Source: Wen et al. 2024, eq. 4, on one row and at one state.
+    """
+    with torch.enable_grad():
+        condition = cond.detach().requires_grad_()
+        raw = denoiser(x, point.timestep, condition)
+        eps = Prediction.from_raw(denoiser.kind, raw, x, point.level).eps
+        size = (eps - uncond).flatten(1).norm(dim=1)
+        return torch.autograd.grad(size.sum(), condition)[0]
+
+
+def divergence(
+    denoiser: Denoiser, x: Latents, point: Point, condition: Condition, signs: Latents
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """Estimate the trace of d eps / dx under one condition.
+
+    Args:
+        denoiser: The bare network.
+        x: States, unit form.
+        point: Where.
+        condition: Encoded prompts.
+        signs: Random vector of -1 and 1 a sample.
+
+    Returns:
+        The trace, and ||eps||².
+
+    Source: Hutchinson 1990.
+    """
+    point = Point(point.call, point.timestep, Level(*(part.to(x) for part in point.level)))
+
+    def estimate(state: Tensor) -> Tensor:
+        raw = denoiser(state, point.timestep, condition)
+        return Prediction.from_raw(denoiser.kind, raw, state, point.level).eps
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        both: Any = torch.func.jvp(estimate, (x,), (signs,))
+    value, along = both
+    trace = (signs * along).flatten(1).double().sum(dim=1)
+    return trace, value.flatten(1).double().square().sum(dim=1)
+
+
+@torch.no_grad()
+def drift(
+    denoiser: Denoiser, clean: Latents, point: Point, condition: Condition, iterations: int
+) -> Float[Tensor, " sample"]:
+    """Denoise a clean image again and again at a fixed level.
+
+    Args:
+        denoiser: The bare network.
+        clean: Clean latents.
+        point: Level and time pretended.
+        condition: Encoded prompts.
+        iterations: Repetitions.
+
+    Returns:
+        The largest distance to the image on the way, relative to its norm.
+
+    Source: López Amado, Fumero & Locatello 2026, the map M_sigma.
+    """
+    size = clean.flatten(1).norm(dim=1)
+    y, farthest = clean, torch.zeros_like(size)
+    for _ in range(iterations):
+        x = point.level.alpha.to(y) * y
+        raw = denoiser(x, point.timestep, condition)
+        y = Prediction.from_raw(denoiser.kind, raw, x, point.level).x0
+        farthest = torch.maximum(farthest, (y - clean).flatten(1).norm(dim=1) / size)
+    return farthest

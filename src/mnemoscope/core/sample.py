@@ -135,6 +135,7 @@ def sample(
     observers: Sequence[Observer] = (),
     guide: Guide | None = None,
     eta: float = 0.0,
+    calls: int | None = None,
 ) -> Sampled:
     """Sample a batch and show every network call to the observers.
 
@@ -150,6 +151,8 @@ def sample(
         observers: Called with each `Call`.
         guide: Combines the raw outputs instead of classifier-free guidance.
         eta: Multiplies the standard deviation of injected noise where the scheduler knows it.
+        calls: Stop after this many network calls, before the update that the last of them would
+            make; the whole path where not given.
 
     Returns:
         Final latents, and which samples stayed finite. One that did not disturbs no other.
@@ -213,6 +216,8 @@ def sample(
             )
             for observer in observers:
                 observer(call)
+        if calls is not None and i + 1 >= calls:
+            break
         x = scheduler.step(used, t, x, **arguments, return_dict=False)[0]
     return Sampled(x, mark(_finite(x), len(timesteps)).cpu())
 

@@ -1,0 +1,46 @@
+r"""Confidence is how far one step to the clean image, from pure noise, is willing to go.
+
+Formula, at the first call, with the guided noise estimate::
+
+    m = (1/n) sum_s (sigma / alpha)²·||eps_g||² / d
+
+It is the mean square of z_0 - z_1 when one Euler step leads from the largest noise to none in the
+variance-exploding scale. The released code keeps only the last seed's.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mnemoscope.detectors.base import Detector, Evidence, Needs, Path, PerPrompt, seed_mean
+
+
+@dataclass(frozen=True)
+class Confidence(Detector):
+    """The white-box attack on the first step."""
+
+    source: ClassVar[str] = "Webster 2023, arXiv 2305.08694, white-box attack"
+
+    @property
+    def name(self) -> str:
+        """Return "confidence"."""
+        return "confidence"
+
+    @property
+    def formula(self) -> str:
+        """Return the formula."""
+        return "mean over seeds of (sigma / alpha)²·||eps_g||² / d, first call"
+
+    @property
+    def needs(self) -> Needs:
+        """Return the first call."""
+        return Needs((Path(1),))
+
+    def score(self, evidence: Evidence) -> PerPrompt:
+        """Return the mean square."""
+        steps = evidence[Path(1)]
+        alpha, sigma = steps.gram.level
+        square = (sigma / alpha) ** 2 * steps.gram.square("eps_g") / steps.gram.d
+        return seed_mean(steps.per_seed(square)[:, :, 0])
+
+
+DETECTORS = (Confidence(),)

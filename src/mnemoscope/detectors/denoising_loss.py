@@ -1,0 +1,54 @@
+r"""Denoising loss is how badly the network removes noise from the training image under its prompt.
+
+Formulas, at x = alpha·target + sigma·eps, mean over seeds and levels spread over the path::
+
+    denoising_loss          - ||eps_c - eps||² / d
+    denoising_loss:caption  ( ||eps_u - eps||² - ||eps_c - eps||² ) / d
+
+The second asks what the caption adds, so an image that is easy for any caption does not count.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mnemoscope.detectors.base import Detector, Evidence, Needs, NoisedTarget, PerPrompt, seed_mean
+
+
+@dataclass(frozen=True)
+class DenoisingLoss(Detector):
+    """Training loss at the image in question.
+
+    Attributes:
+        caption: Whether the unconditional loss is the yardstick.
+    """
+
+    caption: bool = False
+    source: ClassVar[str] = "Ho et al. 2020, eq. 14, as a membership score"
+
+    @property
+    def name(self) -> str:
+        """Return its name with the form."""
+        return "denoising_loss" + (":caption" if self.caption else "")
+
+    @property
+    def formula(self) -> str:
+        """Return the formula."""
+        if self.caption:
+            return "mean of (||eps_u - eps||² - ||eps_c - eps||²) / d on the noised image"
+        return "- mean of ||eps_c - eps||² / d on the noised image"
+
+    @property
+    def needs(self) -> Needs:
+        """Return the record of the noised image."""
+        return Needs((NoisedTarget(),))
+
+    def score(self, evidence: Evidence) -> PerPrompt:
+        """Return the negative loss, or what the caption saves."""
+        noised = evidence[NoisedTarget()]
+        gram = noised.gram
+        loss = gram.square({"eps_c": 1.0, "x_T": -1.0})
+        base = gram.square({"eps_u": 1.0, "x_T": -1.0}) if self.caption else 0.0
+        return seed_mean(noised.per_seed((base - loss) / gram.d).mean(dim=2))
+
+
+DETECTORS = (DenoisingLoss(), DenoisingLoss(caption=True))

@@ -1,0 +1,55 @@
+r"""The gap norm is the length of what the prompt adds to the prediction.
+
+Formula, over n seeds and the first |T| calls of the guided path::
+
+    m = (1/n) sum_s (1/|T|) sum_t ||eps_c(x_t) - eps_u(x_t)||     ("rms": divided by sqrt(d))
+
+The norm is taken per image, of noise estimates whatever the network predicts. The released code
+takes it over raw outputs, which for a v-prediction model is another quantity.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mnemoscope.detectors.base import Detector, Evidence, Needs, Path, PerPrompt, seed_mean
+
+
+@dataclass(frozen=True)
+class GapNorm(Detector):
+    """The gap norm of some window.
+
+    Attributes:
+        calls: Calls it is averaged over; None for the whole path.
+        rms: Whether it is divided by sqrt(d), so that it survives another resolution.
+    """
+
+    calls: int | None = 1
+    rms: bool = False
+    source: ClassVar[str] = "Wen et al. 2024 (ICLR), eq. 1"
+
+    @property
+    def name(self) -> str:
+        """Return "gap_norm" for the first call, with the window otherwise."""
+        window = {1: "", None: ":all"}.get(self.calls, f":{self.calls}")
+        return f"gap_{'rms' if self.rms else 'norm'}{window}"
+
+    @property
+    def formula(self) -> str:
+        """Return the formula."""
+        window = {1: "first call", None: "all calls"}.get(self.calls, f"first {self.calls} calls")
+        scale = " / sqrt(d)" if self.rms else ""
+        return f"mean over seeds of ||eps_c - eps_u||{scale}, {window}"
+
+    @property
+    def needs(self) -> Needs:
+        """Return the record of its window."""
+        return Needs((Path(self.calls),))
+
+    def score(self, evidence: Evidence) -> PerPrompt:
+        """Return the mean norm."""
+        steps = evidence[Path(self.calls)]
+        size = steps.gram.rms("gap") if self.rms else steps.gram.square("gap").sqrt()
+        return seed_mean(steps.per_seed(size).mean(dim=2))
+
+
+DETECTORS = (GapNorm(), GapNorm(10), GapNorm(None), GapNorm(rms=True))

@@ -1,0 +1,97 @@
+r"""Noise similarity is how alike the predicted changes of different seeds look at the first call.
+
+Formula, with n_s = eps_c(x_T) - x_T of seed s, each channel scaled to [0, 1]::
+
+    m = max over pairs of seeds of MS-SSIM(n_s, n_s')
+
+MS-SSIM uses the five published scales as far as the latent allows, with their weights rescaled to
+sum to 1. The released code takes the difference at the second time step, with the first's state.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.detectors.base import Detector, Evidence, Maps, Needs, PerPrompt
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weight of each scale, finest first; Wang, Simoncelli & Bovik 2003."""
+
+
+def ms_ssim(
+    a: Float[Tensor, "pair channel h w"], b: Float[Tensor, "pair channel h w"]
+) -> Float[Tensor, " pair"]:
+    """Compare images in [0, 1] by structure at several scales.
+
+    Returns:
+        Multi-scale structural similarity, at most 1, mean over channels.
+
+    Source: Wang, Simoncelli & Bovik 2003; window of 11 pixels and deviation 1.5, cut to the image.
+    """
+    side = min(a.shape[-2:])
+    window = min(11, side - 1 + side % 2)
+    scales = 1
+    while scales < len(WEIGHTS) and side // 2**scales >= window:
+        scales += 1
+    weights = torch.tensor(WEIGHTS[:scales], dtype=a.dtype)
+    weights = weights / weights.sum()
+    axis = torch.arange(window, dtype=a.dtype) - (window - 1) / 2
+    bell = torch.exp(-(axis**2) / (2 * 1.5**2))
+    kernel = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
+    channels = a.shape[1]
+
+    def blur(image: Tensor) -> Tensor:
+        return F.conv2d(image.flatten(0, 1)[:, None], kernel).unflatten(0, (-1, channels))[:, :, 0]
+
+    total = torch.ones(len(a), channels, dtype=a.dtype)
+    for scale in range(scales):
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+        both = blur(a * b) - mean_a * mean_b
+        structure = (2 * both + 0.03**2) / (var_a + var_b + 0.03**2)
+        if scale == scales - 1:
+            light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            structure = structure * light
+        else:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        total = total * structure.mean(dim=(2, 3)).clamp_min(0) ** weights[scale]
+    return total.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class NoiseSimilarity(Detector):
+    """The test by which memorization is told before neurons are looked for."""
+
+    source: ClassVar[str] = "Hintersdorf et al. 2024 (NeurIPS), arXiv 2406.02366"
+
+    @property
+    def name(self) -> str:
+        """Return "noise_similarity"."""
+        return "noise_similarity"
+
+    @property
+    def formula(self) -> str:
+        """Return the formula."""
+        return "max over pairs of seeds of MS-SSIM of eps_c - x_T, first call"
+
+    @property
+    def needs(self) -> Needs:
+        """Return the first call of at least two seeds."""
+        return Needs((Maps("first"),), seeds=2, uncond=False)
+
+    def score(self, evidence: Evidence) -> PerPrompt:
+        """Return the largest similarity."""
+        maps = evidence[Maps("first")]
+        change = (maps.eps_c - maps.x).double()
+        low, high = change.amin(dim=(3, 4), keepdim=True), change.amax(dim=(3, 4), keepdim=True)
+        scaled = (change - low) / (high - low).clamp_min(1e-12)
+        first, second = torch.triu_indices(evidence.seeds, evidence.seeds, 1)
+        found = ms_ssim(scaled[:, first].flatten(0, 1), scaled[:, second].flatten(0, 1))
+        return found.unflatten(0, (evidence.prompts, -1)).amax(dim=1)
+
+
+DETECTORS = (NoiseSimilarity(),)

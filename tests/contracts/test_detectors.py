@@ -1,0 +1,165 @@
+"""Every registered detector keeps the contract, on a tiny random pipeline."""
+
+import dataclasses
+from pathlib import Path as Path_
+
+import numpy as np
+import pytest
+import torch
+
+from mnemoscope.collect import Collector
+from mnemoscope.detect import choose, detect
+from mnemoscope.detectors import all_detectors, get_detector
+from mnemoscope.detectors.base import Needs, Path, Piece, Price, Text, price
+from mnemoscope.errors import InputError, NeedsError
+from mnemoscope.models import load_model
+from mnemoscope.prompts import Prompt
+from tests.tiny import tiny_folder
+
+NAMES = [detector.name for detector in all_detectors()]
+STEPS, SEEDS = 4, 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(str(tiny_folder(tmp_path_factory.mktemp("model"))), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    texts = ["a cat", "the dog of a cat", "mice", "a cat on the moon"]
+    return [
+        Prompt(f"q{at}", text, images=(picture,))
+        for at, (text, picture) in enumerate(zip(texts, pictures, strict=True))
+    ]
+
+
+def run(model, prompts, detectors, **options):
+    options = {"seeds": SEEDS, "steps": STEPS} | options
+    return detect(model, prompts, detectors=detectors, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(model, prompts):
+    return run(model, prompts, ["all"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_every_prompt(whole, name):
+    scores = whole.of(name)
+    assert scores.shape == (4,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all(), whole.table.to_pylist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evidence_gives_one_double_a_prompt(model, prompts, name):
+    detector = get_detector(name)
+    collector = Collector(
+        model,
+        prompts,
+        detector.needs.pieces,
+        seeds=SEEDS,
+        guidance=7.5,
+        steps=STEPS,
+        scheduler="ddim",
+        seed=0,
+    )
+    collector.warm()
+    before = collector.network.rows
+    scores = detector.score(collector.gather(prompts).only(detector.needs))
+    assert scores.shape == (4,)
+    assert scores.dtype == torch.float64
+    asked = price(detector.needs.pieces, calls=STEPS, seeds=SEEDS)
+    assert collector.network.rows - before == 4 * asked.forward
+
+
+def test_order_does_not_matter(model, prompts, whole):
+    turned = run(model, prompts[::-1], ["all"])
+    for name in NAMES:
+        # Networks agree across row orders to about 5e-6; derivatives amplify it.
+        np.testing.assert_allclose(turned.of(name)[::-1], whole.of(name), rtol=2e-3, atol=1e-6)
+
+
+def test_batches_do_not_matter(model, prompts, whole):
+    # Two rows a batch cut through the seeds of a prompt.
+    cut = run(model, prompts, ["all"], batch=2)
+    for name in NAMES:
+        np.testing.assert_allclose(cut.of(name), whole.of(name), rtol=2e-3, atol=1e-6)
+
+
+# One score for each combination of pieces: what is gathered does not depend on who else asks.
+ALONE = {detector.needs: detector.name for detector in all_detectors()}
+
+
+@pytest.mark.parametrize("name", sorted(ALONE.values()))
+def test_alone_or_in_company(model, prompts, whole, name):
+    alone = run(model, prompts[:1], [name]).of(name)[0]
+    if name != "word_rarity":  # it is about the list
+        assert alone == pytest.approx(whole.of(name)[0], rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_undeclared_evidence_is_refused(model, prompts, name):
+    detector = get_detector(name)
+    collector = Collector(
+        model, prompts[:1], [Text()], seeds=SEEDS, guidance=7.5, steps=STEPS,
+        scheduler="ddim", seed=0,
+    )  # fmt: skip
+    evidence = collector.gather(prompts[:1]).only(Needs(()))
+    with pytest.raises(NeedsError, match="not declared"):
+        detector.score(evidence)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_is(name):
+    detector = get_detector(name)
+    assert detector.formula
+    assert detector.source
+    assert (type(detector).__doc__ or "").strip()
+    assert dataclasses.is_dataclass(detector)
+    assert isinstance(detector.needs, Needs)
+    hash(detector.needs)
+    module = __import__(type(detector).__module__, fromlist=["x"])
+    assert "Formula" in module.__doc__
+    assert detector.kind == ("pair" if any(p.pair for p in detector.needs.pieces) else "prompt")
+
+
+def test_every_method_is_in_the_docs():
+    page = (Path_(__file__).parents[2] / "docs" / "detectors.md").read_text(encoding="utf-8")
+    missing = {name.split(":")[0] for name in NAMES if f"`{name.split(':')[0]}" not in page}
+    assert not missing
+
+
+def test_trajectory_detectors_share_one_path(model):
+    alone = price([Path(None)], calls=50, seeds=4).calls
+    path = [
+        d
+        for d in all_detectors()
+        if d.kind == "prompt" and any(p.calls is None for p in d.needs.pieces)
+    ]
+    forward = [d for d in path if price(d.needs.pieces, calls=50, seeds=4).calls == alone]
+    assert len(forward) >= 6
+    union = price([p for d in path for p in d.needs.pieces], calls=50, seeds=4)
+    assert union.calls <= 1.1 * alone
+    assert price([p for d in forward for p in d.needs.pieces], calls=50, seeds=4).calls == alone
+
+
+def test_first_step_scores_cost_one_call_a_seed(model, prompts):
+    chosen = choose(["first-step"])
+    assert {"gap_norm", "consensus_sharpness", "confidence"} <= {d.name for d in chosen}
+    scores = run(model, prompts, chosen)
+    # The bank's unconditional branch is computed once, the conditional one for every prompt.
+    assert scores.network_calls == SEEDS + 4 * SEEDS
+
+
+def test_unknown_detector_gets_a_suggestion(model):
+    with pytest.raises(InputError, match="gap_norm"):
+        detect(model, ["a"], detectors=["gap_nrm"])
+
+
+def test_a_price_is_forward_tangent_and_twice_backward():
+    assert Price(3, 2, 5).calls == 15
+    assert price([Path(1), Path(3), Piece()], calls=50, seeds=2) == Price(forward=10)
+    assert price([Path(None)], calls=50, seeds=1, branches=1) == Price(forward=50)

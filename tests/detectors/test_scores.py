@@ -1,0 +1,265 @@
+"""Scores against their definitions, written out."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from mnemoscope.core.predict import combine
+from mnemoscope.core.probes import gap
+from mnemoscope.core.record import Recorder
+from mnemoscope.core.sample import generators_of, initial_noise, points_of, sample
+from mnemoscope.detect import detect, first_step
+from mnemoscope.detectors import all_detectors
+from mnemoscope.detectors.attention_entropy import terms
+from mnemoscope.detectors.base import pairs_mean
+from mnemoscope.detectors.consensus import radial
+from mnemoscope.detectors.critical_scale import crossing
+from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled
+from mnemoscope.detectors.noise_similarity import ms_ssim
+from mnemoscope.errors import InputError
+from mnemoscope.models import load_model
+from mnemoscope.plan import seed_of
+from mnemoscope.prompts import Prompt
+from tests.tiny import tiny_folder
+
+PROMPTS = ["a cat", "a dog on the moon"]
+SEEDS, STEPS, G = 3, 12, 7.5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(str(tiny_folder(tmp_path_factory.mktemp("v"), "v_prediction")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return load_model("oracle:memorizer")
+
+
+@pytest.fixture(scope="module")
+def scores(model):
+    names = [
+        "gap_norm", "gap_norm:10", "gap_norm:all", "gap_rms", "confidence", "dsm:0",
+        "update_band", "consensus_energy", "curvature_difference:proxy",
+    ]  # fmt: skip
+    return detect(model, PROMPTS, detectors=names, seeds=SEEDS, steps=STEPS, guidance=G)
+
+
+@pytest.fixture(scope="module")
+def tapes(model):
+    """The same paths by the plain loop, without a noise bank, one prompt at a time."""
+    scheduler = model.make_scheduler("ddim", STEPS)
+    found = []
+    for prompt in PROMPTS:
+        generators = generators_of([seed_of(0, "bank", s) for s in range(SEEDS)])
+        noise = initial_noise(generators, model.latent_shape)
+        recorder = Recorder()
+        final = sample(
+            model.denoiser,
+            scheduler,
+            noise,
+            model.encode_prompts([prompt] * SEEDS),
+            model.encode_prompts([""] * SEEDS),
+            G,
+            generators,
+            observers=[recorder],
+        )
+        found.append(recorder.trajectory(final.latents))
+    return found
+
+
+def of_tapes(tapes, formula):
+    return np.array([float(formula(tape)) for tape in tapes])
+
+
+def gaps(tape):
+    return (tape.eps_c - tape.eps_u).double().norm(dim=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gap_norm", lambda t: gaps(t)[:, 0].mean()),
+        ("gap_norm:10", lambda t: gaps(t)[:, :10].mean()),
+        ("gap_norm:all", lambda t: gaps(t).mean()),
+        ("gap_rms", lambda t: gaps(t)[:, 0].mean() / t.x.shape[2] ** 0.5),
+        (
+            "confidence",
+            lambda t: (
+                (t.eps_g[:, 0].double() * t.level.sigma[0] / t.level.alpha[0]).square().mean()
+            ),
+        ),
+        ("dsm:0", lambda t: (t.eps_c[:, 1] - t.eps_c[:, 0]).double().square().sum(1).mean()),
+        (
+            "curvature_difference:proxy",
+            lambda t: (
+                (t.eps_c - t.eps_u)[:, -1].double().square().sum(1).mean()
+                / 64
+                / t.level.sigma[-1] ** 2
+            ),
+        ),
+    ],
+)
+def test_score_is_its_definition_on_a_plain_path(scores, tapes, name, formula):
+    # The bank splits the first call's batch in two; networks then agree to about 5e-6.
+    np.testing.assert_allclose(scores.of(name), of_tapes(tapes, formula), rtol=1e-4)
+
+
+def test_gap_norm_is_the_definition_to_one_in_a_million(oracle):
+    point = points_of(oracle.make_scheduler("ddim", 5))[0]
+    noise = initial_noise(
+        generators_of([seed_of(0, "bank", s) for s in range(2)]), oracle.latent_shape
+    )
+    cond, uncond = oracle.encode_prompts(["target 3"] * 2), oracle.encode_prompts([""] * 2)
+    wanted = gap(oracle.denoiser, noise, point, cond, uncond).flatten(1).double().norm(dim=1).mean()
+    found = detect(oracle, ["target 3"], detectors=["gap_norm"], seeds=2, steps=5).of("gap_norm")
+    assert found[0] == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_first_step_scores_do_not_depend_on_guidance_but_confidence_does(model):
+    names = [d.name for d in all_detectors() if first_step(d)]
+    low, high = (
+        detect(model, PROMPTS, detectors=names, seeds=SEEDS, steps=STEPS, guidance=g)
+        for g in (1.0, 7.5)
+    )
+    moved = {n for n in names if not np.allclose(low.of(n), high.of(n), rtol=1e-4, equal_nan=True)}
+    assert moved <= {"confidence", "edge_consistency"}
+    assert "confidence" in moved
+
+
+def test_energy_at_pure_noise_is_the_explained_variance_of_a_perfect_memorizer(oracle):
+    scored = detect(oracle, ["target 0", "never seen"], detectors=["consensus_energy"], seeds=8)
+    target, mean = oracle.denoiser.means[0].flatten(), oracle.denoiser.means[:-1].mean(0).flatten()
+    assert scored.of("consensus_energy")[0] == pytest.approx(
+        float((target - mean).square().mean()), rel=0.1
+    )
+
+
+def test_pairs_mean_is_the_mean_over_pairs():
+    values = torch.randn(2, 5, 7).double()
+    wanted = [np.mean([float(v[i] @ v[j]) for i, j in combinations(range(5), 2)]) for v in values]
+    np.testing.assert_allclose(pairs_mean(values), wanted)
+
+
+def test_tiled_distance_is_the_worst_tile():
+    pictures = torch.rand(3, 3, 8, 12)
+    found = tiled(pictures)
+    worst = 0.0
+    for top in range(0, 8, 2):
+        for left in range(0, 12, 3):
+            a, b = (p[:, top : top + 2, left : left + 3] for p in pictures[:2])
+            worst = max(worst, float((a - b).square().mean().sqrt()))
+    assert float(found[0, 1]) == pytest.approx(worst, rel=1e-6)
+
+
+def test_largest_clique_against_all_subsets():
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        draw = torch.rand(8, 8, generator=generator) < 0.5
+        near = draw | draw.T
+        best = max(
+            size
+            for size in range(1, 9)
+            for some in combinations(range(8), size)
+            if all(bool(near[i, j]) for i, j in combinations(some, 2))
+        )
+        assert largest_clique(near) == best
+
+
+def test_structural_similarity_of_one_scale_against_numpy():
+    a, b = torch.rand(2, 1, 1, 5, 5, generator=torch.Generator().manual_seed(4)).double()
+    axis = np.arange(5) - 2.0
+    bell = np.exp(-(axis**2) / 4.5)
+    weight = np.outer(bell, bell) / bell.sum() ** 2
+    x, y = a[0, 0].numpy(), b[0, 0].numpy()
+    mx, my = (weight * x).sum(), (weight * y).sum()
+    vx, vy = (weight * x * x).sum() - mx**2, (weight * y * y).sum() - my**2
+    cov = (weight * x * y).sum() - mx * my
+    light = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4)
+    wanted = light * (2 * cov + 9e-4) / (vx + vy + 9e-4)
+    assert float(ms_ssim(a, b)) == pytest.approx(max(wanted, 0.0), rel=1e-6)
+    large = torch.rand(2, 4, 64, 64).double()
+    torch.testing.assert_close(ms_ssim(large, large), torch.ones(2).double())
+
+
+def test_crossing_lies_between_levels():
+    levels = torch.tensor([-2.0, -1.0, 0.0, 1.0]).double()
+    distance = torch.tensor(
+        [[0.0, 0.1, 0.4, 0.9], [0.5, 0.6, 0.7, 0.8], [0.0, 0.1, 0.1, 0.2], [torch.nan] * 4]
+    ).double()
+    found = crossing(levels, distance, 0.25)
+    torch.testing.assert_close(found[:3], torch.tensor([-0.5, -2.0, 1.0]).double())
+    assert torch.isnan(found[3])
+
+
+def test_entropy_terms_are_zero_where_nothing_looks():
+    np.testing.assert_allclose(terms(torch.tensor([0.0, 0.5, 1.0])), [0, 0.5 * np.log(2), 0])
+
+
+def test_rings_keep_the_total_power():
+    power = torch.rand(8, 8).double()
+    assert float(radial(power).sum()) == pytest.approx(float(power.sum()))
+
+
+def test_a_network_without_forward_mode_is_a_reason_not_a_crash(oracle):
+    scored = detect(oracle, ["target 0"], detectors=["sharpness", "gap_norm"], seeds=2, steps=5)
+    rows = {row["detector"]: row for row in scored.table.to_pylist()}
+    assert "forward-mode" in rows["sharpness"]["reason"]
+    assert rows["sharpness"]["score"] is None
+    assert rows["gap_norm"]["reason"] is None
+
+
+def test_no_cross_attention_and_no_image_are_reasons(oracle):
+    names = ["attention_entropy", "denoising_loss", "seed_agreement"]
+    scored = detect(oracle, ["target 0"], detectors=names, seeds=1, steps=5)
+    reasons = {row["detector"]: row["reason"] for row in scored.table.to_pylist()}
+    assert "no cross-attention" in reasons["attention_entropy"]
+    assert "no training image" in reasons["denoising_loss"]
+    assert "at least 2" in reasons["seed_agreement"]
+
+
+def test_a_model_without_unconditional_branch_has_no_gap(oracle):
+    class Distilled:
+        has_uncond = False
+
+        def __getattr__(self, name):
+            return getattr(oracle, name)
+
+    scored = detect(
+        Distilled(), ["target 0"], detectors=["gap_norm", "seed_agreement"], seeds=2, steps=5
+    )
+    reasons = {row["detector"]: row["reason"] for row in scored.table.to_pylist()}
+    assert "no unconditional branch" in reasons["gap_norm"]
+    assert reasons["seed_agreement"] is None
+
+
+def test_a_prompt_beyond_the_window_is_said(model):
+    told = []
+    scored = detect(model, ["x" * 200], detectors=["gap_norm"], seeds=1, notify=told.append)
+    assert scored.truncated == ("p00000",)
+    assert any("exceed the model's window" in line for line in told)
+
+
+@pytest.mark.parametrize("options", [{"seeds": 0}, {"guidance": 0.5}, {"guidance": float("nan")}])
+def test_senseless_options_are_refused(oracle, options):
+    with pytest.raises(InputError):
+        detect(oracle, ["target 0"], **options)
+
+
+def test_scores_are_written_in_three_formats(oracle, tmp_path):
+    prompts = [Prompt("one", "target 0"), Prompt("two", "target 1")]
+    scored = detect(oracle, prompts, detectors=["gap_norm", "random"], seeds=1, steps=5)
+    for ending in ("parquet", "csv", "jsonl"):
+        scored.write(tmp_path / f"scores.{ending}")
+        assert (tmp_path / f"scores.{ending}").stat().st_size > 0
+    with pytest.raises(InputError, match="parquet"):
+        scored.write(tmp_path / "scores.txt")
+    with pytest.raises(InputError, match="was not run"):
+        scored.of("confidence")
+
+
+def test_combine_is_what_the_path_uses(tapes):
+    tape = tapes[0]
+    torch.testing.assert_close(tape.eps_g, combine(tape.eps_u, tape.eps_c, G), rtol=1e-3, atol=1e-4)
