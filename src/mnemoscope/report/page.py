@@ -16,7 +16,7 @@ read no file: the frame posts its JSON to the page, which makes text and picture
 
 The same run gives the same bytes.
 
-Contents: `report`.
+Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compare` shares.
 """
 
 import base64
@@ -209,13 +209,13 @@ def _beside(details: Details, folder: Path) -> Parts:
     for place, scale, image in details.cards():
         cards[f"{place} {scale:g}"] = name = f"cards/{place}-g{scale:g}.webp"
         (folder / name).write_bytes(image)
-    template = _environment().get_template("detail.html.j2")
+    template = environment().get_template("detail.html.j2")
     script = (PARTS / "detail.js").read_text("utf-8")
     for place in range(len(details.shown.order)):
         text = template.render(
             data={"place": place, "detail": details.of_prompt(place, None)},
             script=Markup(script),
-            script_digest=_digest(script),
+            script_digest=digest(script),
         )
         (folder / "data" / f"{place}.html").write_text(text, "utf-8")
     examples = [(place, details.of_prompt(place, None)) for place in _chosen(details.shown)]
@@ -268,7 +268,11 @@ def _severity(
     return drawn
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the template engine: everything is escaped, and what is missing is an error.
+
+    Source: ours.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (PARTS / name).read_text("utf-8")),
         autoescape=True,
@@ -276,7 +280,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "visible": visible}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "visible": visible,
+        "linked": argument.linked,
+        "anchor": argument.anchor,
+    }
     # Shorter by a third than with spaces, and the order of keys is already fixed.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment
@@ -294,15 +304,15 @@ def _render(
 ) -> str:
     style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
     checks = [check for section in sections.values() for check in section.finding.checks]
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         # Both are files of this package; autoescape would break them.
         style=Markup(style),
         script=Markup(script),
-        style_digest=_digest(style),
-        script_digest=_digest(script),
+        style_digest=digest(style),
+        script_digest=digest(script),
         manifest=run.manifest,
         facts=_facts(run),
-        command=_command(run.manifest.given),
+        command=command(run.manifest.given),
         digests=_digests(run),
         verdict=found,
         nulls=nulls,
@@ -328,7 +338,11 @@ def _render(
     )
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return the SHA-256 of a script or style, as a content policy names it.
+
+    Source: ours.
+    """
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
@@ -400,7 +414,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _command(given: Mapping[str, Any]) -> str:
+def command(given: Mapping[str, Any]) -> str:
     """Write the study as passed as a command line, without the folder it went to."""
     words = ["mnemoscope", "study"]
     if "model" in given:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mnemoscope.mechanism.base import REFERENCES, Record, Samples, departures, weights, with_target
 from mnemoscope.errors import NeedsError
+from mnemoscope.mechanism.base import REFERENCES, Record, Samples, departures, weights, with_target
 
 Key = tuple[str, float]
 """A prompt and a guidance scale."""

@@ -78,6 +78,7 @@
     button("SVG", () => saveSvg(name, svg), { "aria-label": "Save as SVG: " + what }),
     button("PNG", () => savePng(name, svg), { "aria-label": "Save as PNG: " + what }));
 
+  for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
   for (const figure of document.querySelectorAll("figure.panel[data-name]")) {
     const svg = figure.querySelector("svg");
     figure.append(savers(figure.dataset.name, svg, (svg.getAttribute("aria-label") || "").split(".")[0]));
@@ -130,6 +131,14 @@
     }
     $("hits").textContent = words.length ? hits + " statistics" : "";
   });
+
+  for (const filter of document.querySelectorAll("input.filter")) {
+    const table = filter.closest("section").querySelector("table");
+    filter.addEventListener("input", () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const one of table.tBodies[0].rows) one.hidden = !words.every((word) => one.textContent.toLowerCase().includes(word));
+    });
+  }
 
   if (!$("list")) return;
 
@@ -243,7 +252,6 @@
     grow();
   };
 
-  $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("controls").addEventListener("input", refresh);
   $("controls").addEventListener("reset", () => setTimeout(() => { setLead(); refresh(); }));
   $("csv").addEventListener("click", () => saveTable("prompts", [
