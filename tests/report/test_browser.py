@@ -153,7 +153,7 @@ def test_scrubber_shows_the_estimate_of_the_call(
     web.press("left")
     assert call() == before - 1
     assert texts(web, ".readout") != said
-    assert f"call {before} of 50" in texts(web, ".player output")[0]
+    assert f"call {before} of 50" in texts(web, ".player .where")[0]
     web.press("escape")
     assert web.until("return document.querySelector('#prompt').hidden")
 
@@ -166,7 +166,7 @@ def test_readout_is_the_mean_of_the_record(web: Browser, whole_run: Run, page: P
     gram, keys = whole_run.gram("path", 7.5)
     mine = keys["prompt_id"] == "m5"
     weights = gram.fit("x", ["target", "x_T"]).weights[mine, 20].mean(0)
-    shown = [float(text.split(" (")[0]) for text in texts(web, ".readout")]
+    shown = [float(text.split(", ")[0]) for text in texts(web, ".readout")]
     assert shown[:2] == pytest.approx(weights.tolist(), rel=0.01)
     assert shown[3] == pytest.approx(float(gram.rms("gap")[mine, 20].mean()), rel=0.01)
 

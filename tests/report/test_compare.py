@@ -29,8 +29,10 @@ def test_differences_are_paired(whole_run: Run, mended_run: Run) -> None:
     assert row.estimate.n == 16
     other = bootstrap(lambda x: np.asarray(np.mean(x, axis=-1)), change)
     assert (row.estimate.low, row.estimate.high) == (other.low, other.high)
-    assert row.told == "lower in B"
+    # Three prompts of sixteen changed: a resample without any of them is no rarity.
+    assert row.told == "no difference told"
     assert found["severity", "reproduced in A"].estimate.n == 6
+    assert found["severity", "reproduced in A"].told == "lower in B"
     # The deviation falls as well where the image is forgotten, and nowhere else.
     assert found["D1", "reproduced in A"].estimate.value < 0
     assert found["D1", "not reproduced in A"].estimate.value == pytest.approx(0, abs=1e-9)

@@ -317,7 +317,7 @@ def _most(a: Side, b: Side, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str
         target = references[own[0]] if own else None
         cards = [card(target, side.samples.get(name, ())) for side in (a, b)]
         before, after = row["values"][place]
-        if all(cards) and isfinite(before) and isfinite(after):
+        if all(cards) and change(row):
             shown.append(
                 {
                     "text": row["text"],

@@ -103,7 +103,7 @@ def explorer(
         )
 
     ordered = tuple(sorted(prompts, key=weight))
-    columns = _columns(rated, severity, scores, quantities, found.measure)
+    columns = _columns(rated, severity, scores, scales, quantities, found.measure)
     counts: dict[Key, int] = {}
     for row in samples:
         key = row["prompt_id"], row["guidance"]
@@ -134,6 +134,7 @@ def _columns(
     rated: Mapping[Key, Row],
     severity: Sequence[Row],
     scores: Sequence[Row],
+    scales: Sequence[float],
     quantities: Quantities,
     measure: str,
 ) -> _Scores:
@@ -161,10 +162,12 @@ def _columns(
         given: dict[Key, list[float]] = {}
         for row in scores:
             if row["detector"] == name and row["score"] is not None and isfinite(row["score"]):
-                given.setdefault((row["prompt_id"], row["guidance"]), []).append(row["score"])
+                # A detector samples by itself: its score belongs to the prompt at any scale.
+                for scale in scales:
+                    given.setdefault((row["prompt_id"], scale), []).append(row["score"])
         columns.add(
             visible(name, 40),
-            f"score of the detector {visible(name, 40)}, mean over seeds",
+            f"score of the detector {visible(name, 40)}; larger is more memorized",
             {key: sum(values) / len(values) for key, values in given.items()},
         )
     return columns

@@ -21,6 +21,7 @@ Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compa
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ SHOWN = 4
 
 BUDGET = 3_000_000
 """Bytes of pictures in a single file: 4 MB as base64; with figures and tables it stays below 6."""
+
+OURS = re.compile(r"\d+\.html|\d+-g[\d.e+]+\.webp")
+"""Names of details and cards; other files in the folder are somebody else's."""
 
 READ = (
     "prompts", "references", "samples", "similarities", "severity", "null", "convergence",
@@ -148,7 +152,7 @@ def report(
         folder.mkdir(parents=True, exist_ok=True)
         figures_at = None if single_file else folder / "figures"
         sections = _sections(findings, figures_at)
-        severity = _severity(rows, found, figures_at)
+        severity = _severity(rows, found, findings, figures_at)
         parts = _embedded(details) if single_file else _beside(details, folder)
         files = downloads(run, None if single_file else folder / "tables")
         page = _render(run, found, shown, parts, sections, severity, rows["null"], files)
@@ -204,7 +208,8 @@ def _beside(details: Details, folder: Path) -> Parts:
         (folder / name).mkdir(exist_ok=True)
         # What a larger run left here would otherwise be mistaken for a part of this one.
         for stale in (folder / name).iterdir():
-            stale.unlink()
+            if OURS.fullmatch(stale.name):
+                stale.unlink()
     cards: dict[str, str] = {}
     for place, scale, image in details.cards():
         cards[f"{place} {scale:g}"] = name = f"cards/{place}-g{scale:g}.webp"
@@ -256,13 +261,18 @@ def _drawn(panels: Sequence[Panel], stem: str, folder: Path | None) -> tuple[Dra
 
 
 def _severity(
-    rows: Mapping[str, Sequence[Row]], found: Verdict, folder: Path | None
+    rows: Mapping[str, Sequence[Row]],
+    found: Verdict,
+    findings: Mapping[str, Finding],
+    folder: Path | None,
 ) -> dict[str, tuple[Drawn, ...]]:
     drawn: dict[str, tuple[Drawn, ...]] = {}
+    deviation = findings["deviation"].panels if "deviation" in findings else ()
     for name, panel in (
         ("levels", level_panel(found)),
         ("similarities", similarity_panel(rows["prompts"], rows["similarities"], found)),
         ("null", null_panel(rows["null"], found)),
+        ("scatter", deviation[0] if deviation else None),
     ):
         drawn[name] = _drawn([panel] if panel else [], f"0-{name}", folder)
     return drawn

@@ -179,10 +179,8 @@
   const view = () => document.querySelector("input[name=view]:checked").value;
   const goto = (prompt) => { location.hash = "#p/" + prompt.place + "/" + guidance.value; };
 
-  const card = (prompt) => button(make("span", { class: "sheet-frame" }, cardOf(prompt)), () => goto(prompt),
-    { class: "card" + (hit(prompt) ? " hit" : "") });
-  const cardWith = (prompt) => {
-    const made = card(prompt);
+  const card = (prompt) => {
+    const made = button(make("span", { class: "sheet-frame" }, cardOf(prompt)), () => goto(prompt), { class: "card" + (hit(prompt) ? " hit" : "") });
     made.append(make("bdi", { class: "prompt" }, prompt.text), make("span", { class: "share" }, said(at(prompt))),
       make("small", {}, about(prompt) + ", " + at(prompt).grade));
     return made;
@@ -219,7 +217,7 @@
   };
   const grow = () => {
     const next = found.slice(shown, shown + PAGE);
-    body.append(...next.map(view() === "table" ? row : cardWith));
+    body.append(...next.map(view() === "table" ? row : card));
     shown += next.length;
     more.hidden = shown >= found.length;
   };
@@ -302,12 +300,12 @@
     { name: "w0", title: "Weight of the image, w0", about: "how much of the image is in the state", beside: "alpha", dashed: "schedule α" },
     { name: "wT", title: "Weight of the noise, wT", about: "how much of the starting noise is left in the state", beside: "sigma", dashed: "schedule σ" },
     { name: "k", title: "Over-estimation, k", about: "how many times the image is in the guided estimate", one: 1, dashed: "exactly once" },
-    { name: "gap", title: "Gap, with − without the prompt", about: "how much the prompt changes the noise estimate" },
+    { name: "gap", title: "Gap the prompt makes", about: "how much the prompt changes the noise estimate" },
     { name: "variance", title: "Variance across seeds", about: "how far the guided estimates of the seeds differ" },
   ];
-  const WIDE = 340;
-  const HIGH = 190;
-  const BOX = { left: 44, right: 8, top: 10, bottom: 30 };
+  const WIDE = 270;
+  const HIGH = 165;
+  const BOX = { left: 38, right: 8, top: 10, bottom: 28 };
   const calls = (data.schedule.alpha || []).length;
   const x = (t) => BOX.left + (WIDE - BOX.left - BOX.right) * (calls > 1 ? t / (calls - 1) : 0.5);
   const mean = (rows) => Array.from({ length: calls }, (_, t) => {
@@ -361,7 +359,7 @@
     const marker = draw("path", { stroke: "currentColor", "stroke-width": "1.2" });
     const dot = draw("circle", { r: "4.2", fill: colour, stroke: "var(--paper)", "stroke-width": "1.5" });
     svg.append(marker, dot);
-    const readout = make("output", { class: "readout" });
+    const readout = make("span", { class: "readout" });
     const drag = (event) => {
       const area = svg.getBoundingClientRect();
       const inside = (event.clientX - area.left) / area.width * WIDE;
@@ -380,7 +378,7 @@
         dot.setAttribute("cx", x(t));
         dot.setAttribute("cy", y(value));
       }
-      readout.textContent = number(value) + (dashed && spec.beside ? " (schedule " + number(dashed[t]) + ")" : "");
+      readout.textContent = number(value) + (dashed && spec.beside ? ", schedule " + number(dashed[t]) : "");
     };
     return { figure, show };
   };
@@ -450,6 +448,7 @@
   let playing = 0;
   let back = 0;
   let opened = 0;
+  let place = null;
 
   const moveTo = (t) => {
     now = Math.max(0, Math.min(calls - 1, t));
@@ -471,8 +470,7 @@
       make(level, { class: "title" }, make("bdi", { class: "prompt" }, detail.text)),
       make("p", { class: "facts" }, make("strong", { class: "role" }, words), " at g = " + data.lead + ". Shown at ", make("strong", {}, whom), ": " + said(listed)
         + ". " + about(prompt) + "; " + prompt.tokens + " tokens" + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
-      drawn.element,
-      make("div", { class: "curves" }, ...parts.map((one) => one.figure)),
+      make("div", { class: "work" }, drawn.element, make("div", { class: "curves" }, ...parts.map((one) => one.figure))),
       parts.length ? make("p", { class: "hint" }, "Bold: mean over " + here.curves.seeds.length + " seeds; thin: each seed. The image is "
         + (here.curves.reference === "target" ? "the " + prompt.image : "the sample's own end, since the prompt has none") + ".")
         : make("p", { class: "warning" }, "The run recorded no path of this prompt at this guidance scale."),
@@ -511,7 +509,7 @@
 
   const player = () => {
     const slider = make("input", { type: "range", min: 0, max: Math.max(0, calls - 1), step: 1, value: now, id: "step", "aria-label": "Denoising call" });
-    const words = make("output", { for: "step" });
+    const words = make("span", { class: "where" });
     const play = button("Play", () => {
       if (playing) stop();
       else {
@@ -543,7 +541,10 @@
     // The reader may have gone on while the detail was read.
     if (turn !== opened) return;
     stop();
-    if (!document.body.classList.contains("on-prompt")) back = scrollY;
+    const fresh = place !== sides[0][0] || stage.hidden;
+    const focused = document.activeElement ? document.activeElement.id : "";
+    place = sides[0][0];
+    if (stage.hidden) back = scrollY;
     document.body.classList.add("on-prompt");
     stage.hidden = false;
     if (loaded) {
@@ -553,25 +554,27 @@
       const bar = player();
       shows = calls ? [...drawn.flatMap((one) => one.shows), bar.show] : [];
       const listed = found.indexOf(prompts[0]);
-      const step = (by, text) => {
+      const step = (by, text, id) => {
         const next = found[listed + by];
-        const made = button(text, () => { location.hash = link([[next.place, sides[0][1]], ...sides.slice(1)]); });
+        const made = button(text, () => { location.hash = link([[next.place, sides[0][1]], ...sides.slice(1)]); }, { id });
         made.disabled = listed < 0 || !next;
         return made;
       };
-      const scale = make("select", {});
+      const scale = make("select", { id: "scale" });
       for (const value of data.guidances) option(scale, value, "g = " + value);
       scale.value = sides[0][1];
       scale.addEventListener("change", () => { location.hash = link([[sides[0][0], scale.value], ...sides.slice(1)]); });
       stage.replaceChildren(
-        make("div", { class: "bar" }, button("All prompts", close), step(-1, "Previous"), step(1, "Next"),
+        make("div", { class: "bar" }, button("All prompts", close), step(-1, "Previous", "previous"), step(1, "Next", "next"),
           make("label", {}, "Guidance ", scale), beside(sides[0], sides[1])),
         make("div", { class: "two n" + sides.length }, ...drawn.map((one) => one.element)),
         ...(calls ? [bar.element] : []));
       moveTo(now);
     }
-    scrollTo(0, 0);
-    stage.focus({ preventScroll: true });
+    if (fresh) scrollTo({ top: 0, behavior: "instant" });
+    // What the reader was using is drawn anew, and keeps the focus.
+    const again = focused ? $(focused) : null;
+    (again && stage.contains(again) && !again.disabled ? again : stage).focus({ preventScroll: true });
   };
   const close = () => { location.hash = "#prompts"; };
   const route = () => {
@@ -589,7 +592,7 @@
     stage.replaceChildren();
     shows = [];
     if (!location.hash || location.hash === "#prompts") scrollTo({ top: back, behavior: "instant" });
-    else document.querySelector(location.hash)?.scrollIntoView();
+    else $(location.hash.slice(1))?.scrollIntoView();
   };
   addEventListener("hashchange", route);
   addEventListener("keydown", (event) => {
