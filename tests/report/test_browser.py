@@ -35,7 +35,11 @@ def web(window: Browser) -> Iterator[Browser]:
     window.complaints(), window.requests()
     yield window
     assert window.complaints() == []
-    asked = [url for url in window.requests() if not url.startswith(("file:", "data:", "about:", "blob:"))]
+    asked = [
+        url
+        for url in window.requests()
+        if not url.startswith(("file:", "data:", "about:", "blob:"))
+    ]
     assert asked == []
 
 
@@ -107,12 +111,13 @@ def test_search_filter_and_sort_by_click_and_key(web: Browser, page: Path) -> No
     web.click("input[value=table]")
     assert len(texts(web, "#list tbody tr")) == 16
     head = "#list thead th:nth-child(6)"
+    way = f"return document.querySelector('{head}').getAttribute('aria-sort')"
     web.click(f"{head} button")
-    assert web.run(f"return document.querySelector('{head}').getAttribute('aria-sort')") == "descending"
+    assert web.run(way) == "descending"
     values = [float(text) for text in texts(web, "#list tbody td:nth-child(6)")]
     assert values == sorted(values, reverse=True)
     web.press("enter")
-    assert web.run(f"return document.querySelector('{head}').getAttribute('aria-sort')") == "ascending"
+    assert web.run(way) == "ascending"
     values = [float(text) for text in texts(web, "#list tbody td:nth-child(6)")]
     assert values == sorted(values)
 

@@ -47,9 +47,7 @@ def test_page_says_what_changed(both: Path) -> None:
     assert visible(world.HOSTILE[3], 200) in text
 
 
-def test_same_runs_same_bytes(
-    whole_run: Run, mended_run: Run, both: Path, tmp_path: Path
-) -> None:
+def test_same_runs_same_bytes(whole_run: Run, mended_run: Run, both: Path, tmp_path: Path) -> None:
     assert compare(whole_run, mended_run, tmp_path).read_bytes() == both.read_bytes()
 
 

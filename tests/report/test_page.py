@@ -22,8 +22,8 @@ from mnemoscope.report.quantities import quantities
 from mnemoscope.report.text import visible
 from mnemoscope.report.verdict import verdict
 from mnemoscope.runs import Run
-from mnemoscope.tables import TABLES
 from mnemoscope.stats import wilson
+from mnemoscope.tables import TABLES
 from tests.report import world
 
 
@@ -130,12 +130,12 @@ def test_nothing_is_fetched(form: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("form", ["page", "single", "both"])
-def test_policy_lets_in_only_what_the_page_holds(
-    form: str, request: pytest.FixtureRequest
-) -> None:
+def test_policy_lets_in_only_what_the_page_holds(form: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(form)
     reader = Reader.of(path)
-    policy = next(v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v)
+    policy = next(
+        v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v
+    )
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     style = re.search(r"<style>(.*?)</style>", path.read_text("utf-8"), re.DOTALL)
     assert style is not None
@@ -151,7 +151,9 @@ def test_policy_lets_in_only_what_the_page_holds(
 
 def test_a_detail_may_do_nothing_but_post(page: Path) -> None:
     reader = Reader.of(page.parent / "data" / "0.html")
-    policy = next(v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v)
+    policy = next(
+        v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v
+    )
     digest = base64.b64encode(hashlib.sha256(reader.scripts[-1][1].encode()).digest()).decode()
     assert policy == (
         f"default-src 'none'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -185,9 +187,7 @@ def test_same_run_same_bytes(whole_run: Run, page: Path, single: Path, tmp_path:
     assert [path.name for path in same.parent.iterdir()] == ["report.html"]
 
 
-def test_pictures_are_those_of_the_tables(
-    whole_run: Run, data: dict, details: list[dict]
-) -> None:
+def test_pictures_are_those_of_the_tables(whole_run: Run, data: dict, details: list[dict]) -> None:
     stored = {
         (row["prompt_id"], row["seed"], row["guidance"]): row["image"]
         for row in whole_run.table("samples").to_pylist()

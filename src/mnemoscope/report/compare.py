@@ -127,9 +127,7 @@ def compare(
     """
     guidance = _common_guidance(before, after)
     measure = str(before.manifest.study["similarity"][0])
-    a, b = (
-        _side(run, label, guidance, measure) for run, label in ((before, "A"), (after, "B"))
-    )
+    a, b = (_side(run, label, guidance, measure) for run, label in ((before, "A"), (after, "B")))
     shared = [
         name
         for name, row in a.prompts.items()
@@ -143,7 +141,9 @@ def compare(
     differences = _differences(a, b, shared)
     pairs = _pairs(a, b, shared)
     panels = [
-        Drawn(f"compare-{place}", panel.title, panel.caption, Markup(figures.svg(panel, f"c{place}")))
+        Drawn(
+            f"compare-{place}", panel.title, panel.caption, Markup(figures.svg(panel, f"c{place}"))
+        )
         for place, panel in enumerate(_panels(a, b, shared, differences, guidance, measure))
     ]
     style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
@@ -180,9 +180,7 @@ def compare(
 
 
 def _common_guidance(before: Run, after: Run) -> float:
-    a, b = (
-        set(run.table("samples").column("guidance").to_pylist()) for run in (before, after)
-    )
+    a, b = (set(run.table("samples").column("guidance").to_pylist()) for run in (before, after))
     common = a & b
     if not common:
         raise RunError(
@@ -452,9 +450,7 @@ def _panels(
         ("variance", "Variance across seeds", "variance of the guided estimate"),
     ):
         series = [
-            made
-            for side in (a, b)
-            if (made := _series(side, name, whom, guidance)) is not None
+            made for side in (a, b) if (made := _series(side, name, whom, guidance)) is not None
         ]
         if series:
             panels.append(

@@ -203,7 +203,9 @@ class Details:
             ],
         }
 
-    def _sample(self, key: Key, row: Row, kept: frozenset[tuple[Any, ...]] | None) -> dict[str, Any]:
+    def _sample(
+        self, key: Key, row: Row, kept: frozenset[tuple[Any, ...]] | None
+    ) -> dict[str, Any]:
         if row["image"] is None:
             picture = {"why": visible(row["status"], 20)}
         else:

@@ -230,7 +230,9 @@ def card(target: bytes | None, samples: Sequence[bytes]) -> bytes | None:
                 (round(picture.width * ratio), round(picture.height * ratio)),
                 Image.Resampling.BICUBIC,
             )
-        sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+        sheet.paste(
+            picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2)
+        )
     buffer = io.BytesIO()
     sheet.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()

@@ -314,37 +314,41 @@ def _render(
 ) -> str:
     style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
     checks = [check for section in sections.values() for check in section.finding.checks]
-    return environment().get_template("page.html.j2").render(
-        # Both are files of this package; autoescape would break them.
-        style=Markup(style),
-        script=Markup(script),
-        style_digest=digest(style),
-        script_digest=digest(script),
-        manifest=run.manifest,
-        facts=_facts(run),
-        command=command(run.manifest.given),
-        digests=_digests(run),
-        verdict=found,
-        nulls=nulls,
-        data=shown.data
-        | {
-            "cards": parts.cards,
-            "paged": parts.paged,
-            "redacted": parts.redacted,
-            "films": run.manifest.rows.get("filmstrips", 0) > 0,
-        },
-        parts=parts,
-        examples=list(_examples(shown, parts)),
-        steps=[
-            Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
-            for claim in argument.CLAIMS
-        ],
-        sections=list(sections.values()),
-        checks_said=_count(checks),
-        severity=severity,
-        downloads=files,
-        glossary=argument.GLOSSARY,
-        interval=interval,
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            # Both are files of this package; autoescape would break them.
+            style=Markup(style),
+            script=Markup(script),
+            style_digest=digest(style),
+            script_digest=digest(script),
+            manifest=run.manifest,
+            facts=_facts(run),
+            command=command(run.manifest.given),
+            digests=_digests(run),
+            verdict=found,
+            nulls=nulls,
+            data=shown.data
+            | {
+                "cards": parts.cards,
+                "paged": parts.paged,
+                "redacted": parts.redacted,
+                "films": run.manifest.rows.get("filmstrips", 0) > 0,
+            },
+            parts=parts,
+            examples=list(_examples(shown, parts)),
+            steps=[
+                Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
+                for claim in argument.CLAIMS
+            ],
+            sections=list(sections.values()),
+            checks_said=_count(checks),
+            severity=severity,
+            downloads=files,
+            glossary=argument.GLOSSARY,
+            interval=interval,
+        )
     )
 
 

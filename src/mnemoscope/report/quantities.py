@@ -115,7 +115,11 @@ def quantities(record: Record) -> Quantities:
         for row, prompt in enumerate(found.prompts)
     }
     scores = (
-        ("D1", "how far the image runs ahead of the schedule, summed over updates", deviation["D1"]),
+        (
+            "D1",
+            "how far the image runs ahead of the schedule, summed over updates",
+            deviation["D1"],
+        ),
         ("D2", "how far the noise leaves ahead of the schedule, summed", deviation["D2"]),
         ("k at start", "factor of the image in the guided estimate at the first call", first),
         ("gap", "mean over calls of the difference the prompt makes to the noise estimate", gap),
@@ -137,7 +141,7 @@ def _path(samples: Samples) -> Path:
             "k": part.fit("x0_g", [reference]).weights[..., 0],
         }
         for name, numbers in found.items():
-            whole = values.setdefault(name, np.full(has.shape + (gram.calls,), np.nan))
+            whole = values.setdefault(name, np.full((*has.shape, gram.calls), np.nan))
             whole[mask.numpy()] = numbers.numpy()
     # At the first call the state is the noise itself: nothing of an image is in it.
     values["gap"] = gram.rms("gap").numpy()
@@ -148,7 +152,10 @@ def _path(samples: Samples) -> Path:
     return Path(
         values,
         samples.seeds,
-        {prompt: np.array(sorted(at, key=lambda r: samples.seeds[r])) for prompt, at in rows.items()},
+        {
+            prompt: np.array(sorted(at, key=lambda r: samples.seeds[r]))
+            for prompt, at in rows.items()
+        },
         {prompt: "target" if targets[at[0]] else "final sample" for prompt, at in rows.items()},
     )
 
