@@ -96,12 +96,27 @@ def _study(study: Any) -> None:
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Write one HTML file that holds everything.")
+    ] = False,
+    redact_images: Annotated[
+        bool, typer.Option("--redact-images", help="Show digests in place of pictures.")
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Second run folder: write the page that holds the two side by side."),
+    ] = None,
 ) -> None:
-    """Write the figures and the page of a run."""
+    """Write the page of a run, or of two runs held against each other."""
+    from mnemoscope.report import compare as write_both
     from mnemoscope.report import report as write
     from mnemoscope.runs import open_run
 
-    typer.echo(write(open_run(run), out))
+    first = open_run(run)
+    if compare is not None:
+        typer.echo(write_both(first, open_run(compare), out, redact_images=redact_images))
+    else:
+        typer.echo(write(first, out, single_file=single_file, redact_images=redact_images))
 
 
 @app.command()

@@ -178,6 +178,7 @@ class Plan:
         batch: Samples a batch.
         mean: Reference mean of the unconditional clean estimate; None before it is known, and for a
             model without an unconditional branch.
+        filmstrip: Calls of which each sample's clean estimates are kept as pictures.
     """
 
     units: tuple[Unit, ...]
@@ -194,6 +195,7 @@ class Plan:
     shared_noise: bool
     batch: int
     mean: Float[Tensor, " d"] | None = None
+    filmstrip: int = 0
 
     @property
     def probes(self) -> tuple[Point, ...]:
@@ -235,6 +237,7 @@ def make_plan(
     similarity: Sequence[str],
     sscd: str | Path | None,
     batch: int | None,
+    filmstrip: int = 0,
 ) -> Plan:
     """Make a study concrete.
 
@@ -284,6 +287,7 @@ def make_plan(
         seed,
         shared_noise,
         batch,
+        filmstrip=filmstrip,
     )
 
 

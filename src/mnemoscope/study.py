@@ -87,6 +87,13 @@ class Study:
         default=True,
         metadata={"help": "Also call the network on noised targets and on pure noise."},
     )
+    filmstrip: int = field(
+        default=0,
+        metadata={
+            "help": "Calls whose clean estimates are kept as pictures, for the report's scrubber; "
+            "at most 32 KiB a sample, and three decodings a call."
+        },
+    )
     noise: str = field(
         default="independent",
         metadata={"help": "Initial noise: independent for every sample, or shared among prompts."},
@@ -129,6 +136,8 @@ class Study:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} {value} given; expected at least 1")
+        if self.filmstrip < 0:
+            raise InputError(f"filmstrip {self.filmstrip} given; expected at least 0")
         if self.noise not in NOISES:
             raise InputError(did_you_mean(self.noise, NOISES, "noise"))
 
@@ -208,6 +217,7 @@ def run(
         similarity=study.similarity,
         sscd=study.sscd,
         batch=study.batch,
+        filmstrip=study.filmstrip,
     )
     manifest = _manifest(study, model, plan, prompts, library)
     with Writer.open(Path(study.out), manifest) as writer:

@@ -274,6 +274,23 @@ _ALL = (
         ),
     ),
     Table(
+        "filmstrips",
+        "one sample, where filmstrips were asked for",
+        (
+            _PROMPT,
+            _SEED,
+            _GUIDANCE,
+            Column("calls", pa.list_(pa.int16()), "call of each column of the picture, from 0"),
+            Column(
+                "branches",
+                pa.list_(pa.string()),
+                'branch of each row of the picture: "unconditional", "conditional", "guided"',
+            ),
+            Column("side", pa.int16(), "side of a frame", "pixel"),
+            Column("image", pa.binary(), "WebP of the decoded clean estimates, at most 32 KiB"),
+        ),
+    ),
+    Table(
         "similarities",
         "one generated image against one training image, by one measure",
         (

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mnemoscope import filmstrip
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
 from mnemoscope.core.probes import forward_noised, pure_noise
 from mnemoscope.core.record import Call, Recorder, Trajectory
@@ -66,7 +67,8 @@ def run_unit(model: Model, plan: Plan, unit: Unit, tick: Tick | None = None) -> 
         tick: Told of progress.
 
     Returns:
-        Rows of tables samples, gram, convergence and similarities.
+        Rows of tables samples, gram, convergence and similarities, and of filmstrips where the plan
+        asks for them.
     """
     keys = [(p, s) for p in range(len(unit.prompts)) for s in range(plan.seeds)]
     cond = model.encode_prompts([prompt.text for prompt in unit.prompts])
@@ -100,7 +102,7 @@ def run_unit(model: Model, plan: Plan, unit: Unit, tick: Tick | None = None) -> 
         "gram": pa.concat_tables([TABLES["gram"].schema.empty_table(), *gram]),
         "convergence": _convergence_rows(unit, keys, ok, tape),
         "similarities": _similarity_rows(plan, unit, keys, ok, images),
-    }
+    } | _filmstrips(model, plan, unit, keys, ok, tape)
 
 
 def _attempt(rows: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
@@ -384,6 +386,41 @@ def _convergence_rows(
                 columns[f"{name}_{kind}"] = pa.array(values.numpy(), from_pandas=True)
         tables.append(TABLES["convergence"].of(columns))
     return pa.concat_tables(tables)
+
+
+def _filmstrips(
+    model: Model,
+    plan: Plan,
+    unit: Unit,
+    keys: list[tuple[int, int]],
+    ok: list[int],
+    tape: Trajectory | None,
+) -> Parts:
+    if not plan.filmstrip or tape is None:
+        return {}
+    calls = filmstrip.spread(plan.filmstrip, len(plan.points))
+    alpha, sigma = (part.to(tape.x)[calls, None] for part in tape.level)
+    shown = filmstrip.branches(tape, unit.guidance)
+    rows: list[dict[str, Any]] = []
+    for place, row in enumerate(ok):
+        p, seed = keys[row]
+        x = tape.x[place, calls]
+        estimates = torch.cat([(x - sigma * eps[place, calls]) / alpha for eps in shown.values()])
+        latents = estimates.reshape(-1, *model.latent_shape).to(model.device)
+        frames = _decode(model, latents, plan.batch).unflatten(0, (len(shown), len(calls)))
+        image, side = filmstrip.encode(frames)
+        rows.append(
+            {
+                "prompt_id": unit.prompts[p].prompt_id,
+                "seed": seed,
+                "guidance": unit.guidance,
+                "calls": calls,
+                "branches": list(shown),
+                "side": side,
+                "image": image,
+            }
+        )
+    return {"filmstrips": TABLES["filmstrips"].of_rows(rows)}
 
 
 def _similarity_rows(

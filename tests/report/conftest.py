@@ -1,10 +1,11 @@
-"""One run folder and its page, made once for all tests of the report."""
+"""One run folder and its pages, made once for all tests of the report."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from mnemoscope.report import report
+from mnemoscope.report import compare, report
 from mnemoscope.runs import Run
 from tests.report import world
 
@@ -17,5 +18,33 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def page(whole_run: Run) -> Path:
-    """Write its report."""
+    """Write its report as a folder."""
     return report(whole_run)
+
+
+@pytest.fixture(scope="session")
+def single(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write its report as a single file."""
+    return report(whole_run, tmp_path_factory.mktemp("single"), single_file=True)
+
+
+@pytest.fixture(scope="session")
+def mended_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Write the run in which every prompt of even number is forgotten."""
+    return world.write(tmp_path_factory.mktemp("mended") / "run", world.rows(forgotten=world.EVEN))
+
+
+@pytest.fixture(scope="session")
+def both(whole_run: Run, mended_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page that holds the two against each other."""
+    return compare(whole_run, mended_run, tmp_path_factory.mktemp("both"))
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """Return the source of axe-core, the accessibility checker, where it is installed."""
+    folder = Path(__file__).parents[2] / "node_modules" / "axe-core"
+    if not (folder / "axe.min.js").exists():
+        npm = "" if shutil.which("npm") else ", which needs npm"
+        pytest.skip(f"axe-core is not installed: npm install --no-save axe-core{npm}")
+    return (folder / "axe.min.js").read_text("utf-8")

@@ -7,15 +7,23 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mnemoscope.images import decode, decode_mask, thumbnail
-from mnemoscope.report import explorer, figures, report
+from mnemoscope.mechanism.base import Record
+from mnemoscope.report import argument, figures, report
+from mnemoscope.report import page as pages
+from mnemoscope.report.details import Details
+from mnemoscope.report.explorer import explorer
+from mnemoscope.report.export import csv
+from mnemoscope.report.quantities import quantities
 from mnemoscope.report.text import visible
 from mnemoscope.report.verdict import verdict
 from mnemoscope.runs import Run
 from mnemoscope.stats import wilson
+from mnemoscope.tables import TABLES
 from tests.report import world
 
 
@@ -60,6 +68,21 @@ def data(seen: Reader) -> dict:
     return json.loads(next(text for tag, text in seen.scripts if tag.get("id") == "data"))
 
 
+@pytest.fixture(scope="module", params=["folder", "single file"])
+def details(request: pytest.FixtureRequest, page: Path, single: Path) -> list[dict]:
+    """Return the details of all prompts, from either form."""
+    if request.param == "folder":
+        readers = [Reader.of(page.parent / "data" / f"{place}.html") for place in range(16)]
+        held = [json.loads(reader.scripts[0][1]) for reader in readers]
+        assert [one["place"] for one in held] == list(range(16))
+        return [one["detail"] for one in held]
+    scripts = Reader.of(single).scripts
+    return [
+        json.loads(next(text for tag, text in scripts if tag.get("id") == f"detail-{place}"))
+        for place in range(16)
+    ]
+
+
 def test_headline_counts_prompts_with_their_interval(page: Path) -> None:
     text = page.read_text("utf-8")
     # 6 of 12 planted prompts copy, none of 4 controls does: known from how the run was made.
@@ -71,47 +94,70 @@ def test_headline_counts_prompts_with_their_interval(page: Path) -> None:
     assert "0.850, fitted on 12,000 pairs of unrelated images" in text
 
 
-def test_texts_arrive_as_they_are(data: dict) -> None:
+def test_texts_arrive_as_they_are(data: dict, details: list[dict]) -> None:
     sent = {entry["id"]: entry["text"] for entry in data["prompts"]}
-    assert sent == {name: visible(text) for name, text in world.texts().items()}
+    assert sent == {name: visible(text, 400) for name, text in world.texts().items()}
+    assert {detail["text"] for detail in details} == set(map(visible, world.texts().values()))
 
 
-def test_no_text_becomes_markup(seen: Reader) -> None:
-    # The page's own: one block of data and one script. A prompt that broke out would add to these.
-    assert seen.tags.count("script") == 2
-    assert [tag.get("type") for tag, _ in seen.scripts] == ["application/json", None]
-    assert "link" not in seen.tags
-    assert not [name for _, name, _ in seen.attributes if name.startswith("on")]
-    assert not [name for _, name, _ in seen.attributes if name == "style"]
+def test_no_text_becomes_markup(page: Path, single: Path, seen: Reader) -> None:
+    # The page's own: blocks of data and one script. A prompt that broke out would add to these.
+    for path, blocks in ((page, 1), (single, 17), (page.parent / "data" / "0.html", 1)):
+        reader = Reader.of(path)
+        kinds = [tag.get("type") for tag, _ in reader.scripts]
+        assert kinds == ["application/json"] * blocks + [None]
+        assert reader.tags.count("script") == blocks + 1
+        assert "link" not in reader.tags
+        assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
+        assert not [name for _, name, _ in reader.attributes if name == "style"]
     prompts = [text for text in seen.text["bdi"] if "script" in text or "{{" in text]
     assert all(text.strip() in map(visible, world.HOSTILE) for text in prompts)
 
 
-def test_nothing_is_fetched(page: Path, seen: Reader) -> None:
-    for tag, name, value in seen.attributes:
+@pytest.mark.parametrize("form", ["page", "single", "both"])
+def test_nothing_is_fetched(form: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(form)
+    for tag, name, value in Reader.of(path).attributes:
         if name in ("src", "srcset", "poster", "data", "action", "xlink:href"):
             assert value.startswith("data:image/webp;base64,"), (tag, name)
-        if name == "href":
-            assert value.startswith("#"), (tag, value)
-    style = re.search(r"<style>(.*?)</style>", page.read_text("utf-8"), re.DOTALL)
+        if name == "href" and not value.startswith(("#", "data:")):
+            assert (path.parent / value).is_file(), value
+            assert value.startswith("tables/")
+    style = re.search(r"<style>(.*?)</style>", path.read_text("utf-8"), re.DOTALL)
     assert style is not None
     assert "url(" not in style[1]
     assert "@import" not in style[1]
 
 
-def test_policy_lets_in_only_what_the_page_holds(page: Path, seen: Reader) -> None:
-    policy = next(v for t, n, v in seen.attributes if (t, n) == ("meta", "content") and "src" in v)
+@pytest.mark.parametrize("form", ["page", "single", "both"])
+def test_policy_lets_in_only_what_the_page_holds(form: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(form)
+    reader = Reader.of(path)
+    policy = next(
+        v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v
+    )
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
-    text = page.read_text("utf-8")
-    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    style = re.search(r"<style>(.*?)</style>", path.read_text("utf-8"), re.DOTALL)
     assert style is not None
-    script = next(code for tag, code in seen.scripts if not tag)
+    script = next(code for tag, code in reader.scripts if not tag)
     for rule, code in (("style-src", style[1]), ("script-src", script)):
         digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
         assert rules[rule] == f"'sha256-{digest}'"
     assert rules["default-src"] == "'none'"
-    assert rules["img-src"] == "data:"
+    assert rules["img-src"] == ("data: 'self' file:" if form == "page" else "data:")
     assert "innerHTML" not in script
+    assert len(script.encode()) < 150_000
+
+
+def test_a_detail_may_do_nothing_but_post(page: Path) -> None:
+    reader = Reader.of(page.parent / "data" / "0.html")
+    policy = next(
+        v for t, n, v in reader.attributes if (t, n) == ("meta", "content") and "src" in v
+    )
+    digest = base64.b64encode(hashlib.sha256(reader.scripts[-1][1].encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 @pytest.fixture
@@ -129,24 +175,62 @@ def test_figures_for_print_are_beside_the_page(page: Path) -> None:
 
 
 @pytest.mark.usefixtures("unprinted")
-def test_same_run_same_bytes(whole_run: Run, page: Path, tmp_path: Path) -> None:
-    assert report(whole_run, tmp_path / "again").read_bytes() == page.read_bytes()
+def test_same_run_same_bytes(whole_run: Run, page: Path, single: Path, tmp_path: Path) -> None:
+    again = report(whole_run, tmp_path / "again")
+    files = [path.relative_to(page.parent) for path in page.parent.rglob("*") if path.is_file()]
+    assert len([name for name in files if name.parts[0] == "data"]) == 16
+    for name in files:
+        if name.parts[0] != "figures":
+            assert (again.parent / name).read_bytes() == (page.parent / name).read_bytes(), name
+    same = report(whole_run, tmp_path / "single", single_file=True)
+    assert same.read_bytes() == single.read_bytes()
+    assert [path.name for path in same.parent.iterdir()] == ["report.html"]
 
 
-def test_pictures_are_those_of_the_tables(whole_run: Run, data: dict) -> None:
+def test_pictures_are_those_of_the_tables(whole_run: Run, data: dict, details: list[dict]) -> None:
     stored = {
         (row["prompt_id"], row["seed"], row["guidance"]): row["image"]
         for row in whole_run.table("samples").to_pylist()
     }
-    for entry in data["prompts"]:
-        for scale, here in entry["at"].items():
+    for entry, detail in zip(data["prompts"], details, strict=True):
+        for scale, here in detail["at"].items():
             for sample in here["samples"]:
                 image = stored[entry["id"], sample["seed"], float(scale)]
                 if image is None:
-                    assert sample["image"] is None
-                    assert sample["status"] == "nonfinite"
+                    assert sample["why"] == "nonfinite"
                 else:
-                    assert base64.b64decode(data["images"][sample["image"]]) == image
+                    assert base64.b64decode(sample["image"]) == image
+
+
+def test_curves_are_the_least_squares_of_the_record(
+    whole_run: Run, data: dict, details: list[dict]
+) -> None:
+    gram, keys = whole_run.gram("path", 7.5)
+    names = [entry["id"] for entry in data["prompts"]]
+    place = names.index("m5")
+    mine = keys["prompt_id"] == "m5"
+    shown = details[place]["at"]["7.5"]["curves"]
+    products = {
+        pair: gram.inner(*pair)[mine].numpy()
+        for pair in (("x", "target"), ("x", "x_T"), ("target", "x_T"), ("target", "target"),
+                     ("x_T", "x_T"))
+    }  # fmt: skip
+    for seed in range(world.SEEDS):
+        for call in (7, 30):
+            at = {pair: values[seed, call] for pair, values in products.items()}
+            normal = [
+                [at["target", "target"], at["target", "x_T"]],
+                [at["target", "x_T"], at["x_T", "x_T"]],
+            ]
+            w0, wT = np.linalg.solve(normal, [at["x", "target"], at["x", "x_T"]])
+            assert shown["w0"][seed][call] == pytest.approx(w0, rel=1e-3)
+            assert shown["wT"][seed][call] == pytest.approx(wT, rel=1e-3)
+    # The score D1 of the list is the sum the analysis of the deviation correlates.
+    column = [column["label"] for column in data["columns"]].index("D1")
+    states = gram.states()
+    weights = states.fit("x", ["target", "x_T"]).weights[mine, :, 0].mean(0)
+    d1 = float((weights - states.level.alpha).sum())
+    assert data["prompts"][place]["at"]["7.5"]["v"][column] == pytest.approx(d1, rel=1e-4)
 
 
 def test_order_is_by_severity(data: dict) -> None:
@@ -176,26 +260,60 @@ def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unprinted")
-def test_images_beyond_the_budget_are_counted(
+def test_pictures_beyond_the_budget_are_counted(
     whole_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explorer, "BUDGET", 20_000)
-    path = report(whole_run, tmp_path)
-    seen = Reader.of(path)
-    held = json.loads(next(text for tag, text in seen.scripts if tag.get("id") == "data"))
-    assert sum(map(len, held["images"])) <= 20_000
-    assert re.search(r"[1-9]\d* images are left out", path.read_text("utf-8"))
+    monkeypatch.setattr(pages, "BUDGET", 20_000)
+    path = report(whole_run, tmp_path, single_file=True)
+    text = path.read_text("utf-8")
+    assert re.search(r"[1-9]\d* pictures are left out", text)
+    held = set(re.findall(r'"image":"([A-Za-z0-9+/=]+)"', text))
+    held |= set(re.findall(r"base64,([A-Za-z0-9+/=]+)", text.split('"cards":')[1].split("}")[0]))
+    assert 0 < sum(len(base64.b64decode(one)) for one in held) <= 20_000
 
 
-def test_a_mask_does_not_hide_part_of_a_training_image(tmp_path: Path) -> None:
+def test_redacted_pages_hold_no_picture(whole_run: Run, tmp_path: Path) -> None:
+    stored = [row["image"] for row in whole_run.table("samples").to_pylist() if row["image"]]
+    stored += [row["image"] for row in whole_run.table("references").to_pylist()]
+    path = report(whole_run, tmp_path, single_file=True, redact_images=True)
+    text = path.read_text("utf-8")
+    assert "image/webp" not in text
+    assert not [one for one in stored if base64.b64encode(one).decode() in text]
+    for image in stored:
+        assert hashlib.sha256(image).hexdigest()[:16] in text
+
+
+def test_a_mask_does_not_hide_part_of_a_training_image() -> None:
     pixels = torch.rand(3, 16, 16)
     mask = torch.zeros(16, 16)
-    tables = {name: world.rows()[name][:1] for name in ("prompts", "references")}
+    made = world.rows()
+    tables = {name: [] for name in TABLES} | {
+        name: made[name][:1] for name in ("prompts", "references", "samples")
+    }
     tables["references"][0] |= {"image": thumbnail(pixels, mask), "masked": True}
-    data = explorer.explorer(
-        tables["prompts"], tables["references"], [], [], [],
+    empty = quantities(Record({}, {}))
+    shown = explorer(
+        tables["prompts"], tables["samples"], [], [], empty,
         verdict(tables["prompts"], [], [], [], [], "l2"),
-    ).data  # fmt: skip
-    shown = base64.b64decode(data["images"][0])
-    assert decode_mask(shown) is None
-    assert torch.equal(decode(shown), decode(thumbnail(pixels)))
+    )  # fmt: skip
+    detail = Details.of(shown, tables, "l2", empty, redact=False).of_prompt(0, None)
+    image = base64.b64decode(detail["own"][0]["image"])
+    assert decode_mask(image) is None
+    assert torch.equal(decode(image), decode(thumbnail(pixels)))
+
+
+def test_csv_cannot_be_a_formula() -> None:
+    rows = world.rows()["prompts"][:1]
+    rows[0] |= {"prompt": '=HYPERLINK("x")', "references": ["a", "b"]}
+    text = csv(TABLES["prompts"].of_rows(rows))
+    assert '"\'=HYPERLINK(""x"")"' in text
+    assert '"[""a"", ""b""]"' in text
+
+
+def test_terms_lead_to_the_glossary(page: Path, seen: Reader) -> None:
+    ids = {value for _, name, value in seen.attributes if name == "id"}
+    links = {v[1:] for t, n, v in seen.attributes if (t, n) == ("a", "href") and v[:3] == "#g-"}
+    assert len(links) > 5
+    assert links <= ids
+    said = argument.linked("<b>severity</b> and severity")
+    assert said == '&lt;b&gt;<a class="term" href="#g-severity">severity</a>&lt;/b&gt; and severity'

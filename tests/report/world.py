@@ -20,6 +20,8 @@ from mnemoscope.tables import TABLES
 from tests.mechanism.synthetic import record
 
 SEEDS = 4
+FILM = (0, 12, 24, 36, 49)
+"""Calls of which filmstrips are kept."""
 HOSTILE = (
     "<script>document.title='pwned'</script>",
     "</script><img src=x onerror=\"document.title='pwned'\">",
@@ -33,6 +35,8 @@ STRENGTHS = {
     **{f"p{i}": 0.02 * i for i in range(6)},
     **{f"c{i}": 0.0 for i in range(4)},
 }
+EVEN = frozenset({"m0", "m2", "m4"})
+"""Prompts that a second run has forgotten."""
 
 
 def picture(seed: int, side: int = 32) -> bytes:
@@ -40,6 +44,17 @@ def picture(seed: int, side: int = 32) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
     image.save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def strip(branches: int, calls: int, side: int = 8) -> bytes:
+    """Draw a filmstrip whose frame of branch b and call c has the colour (64·b, 16·c, 0)."""
+    grid = np.zeros((branches * side, calls * side, 3), np.uint8)
+    for b in range(branches):
+        for c in range(calls):
+            grid[b * side : (b + 1) * side, c * side : (c + 1) * side] = (64 * b, 16 * c, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
@@ -67,9 +82,10 @@ def texts() -> dict[str, str]:
     }
 
 
-def rows() -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of a whole run, by table."""
-    source = record(STRENGTHS, {}, seeds=SEEDS)
+def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of a whole run, by table; forgotten prompts no longer copy their image."""
+    strengths = {name: 0.0 if name in forgotten else lam for name, lam in STRENGTHS.items()}
+    source = record(strengths, {}, seeds=SEEDS)
     names = list(STRENGTHS)
     made: dict[str, list[dict[str, Any]]] = {
         "gram": _gram(source),
@@ -103,7 +119,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     made |= {"samples": [], "similarities": [], "severity": []}
     for g in (1.0, 7.5):
         for i, name in enumerate(names):
-            copied = name[0] == "m" and g > 1
+            copied = name[0] == "m" and g > 1 and name not in forgotten
             value = 0.9 + 0.01 * i if copied else 0.6 + 0.01 * i
             for seed in range(SEEDS):
                 broken = name == "p1" and seed == 3
@@ -143,6 +159,21 @@ def rows() -> dict[str, list[dict[str, Any]]]:
                     "nearest_reference_id": f"ref-{name}",
                 }
             )
+    made["filmstrips"] = [
+        {
+            "prompt_id": name,
+            "seed": seed,
+            "guidance": g,
+            "calls": list(FILM),
+            "branches": ["unconditional", "conditional"] + ["guided"] * (g > 1),
+            "side": 8,
+            "image": strip(2 + (g > 1), len(FILM)),
+        }
+        for name in names
+        for seed in range(SEEDS)
+        for g in (1.0, 7.5)
+        if not (name == "p1" and seed == 3)
+    ]
     made["null"] = [
         {
             "measure": "l2", "n": 12000, "q50": 0.62, "q95": 0.71, "q99": 0.75, "q999": 0.79,
@@ -157,8 +188,7 @@ def write(folder: Path, tables: dict[str, list[dict[str, Any]]], **changed: Any)
     known = manifest(**changed)
     with Writer.open(folder, known) as writer:
         writer.append("all", {name: TABLES[name].of_rows(part) for name, part in tables.items()})
-        writer.write_manifest(known.model_copy(update={"status": "complete"}))
-    return Run(folder, known.model_copy(update={"status": "complete"}))
+        return writer.close(known, "complete")
 
 
 def _gram(source: Record) -> list[dict[str, Any]]:

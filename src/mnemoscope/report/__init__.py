@@ -1,5 +1,6 @@
-"""The report: a finished run as one page and as figures for print."""
+"""The report: a finished run as a page, and two runs held against each other on another."""
 
+from mnemoscope.report.compare import compare
 from mnemoscope.report.page import report
 
-__all__ = ["report"]
+__all__ = ["compare", "report"]

@@ -1,11 +1,15 @@
 """The argument is the founding paper's three claims, each with the analyses that speak to it.
 
-Contents: `CLAIMS`, and `GLOSSARY`, every term a page uses in plain words.
+Contents: `CLAIMS`; `GLOSSARY`, every term a page uses in plain words; `linked`, which leads from a
+text to it.
 
 Source: Kim, Kim & Lee 2025, How Diffusion Models Memorize; the words are ours.
 """
 
+import re
 from dataclasses import dataclass
+
+from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,40 @@ GLOSSARY = (
     ),
 )
 """Terms and meanings, in the order a reader meets them."""
+
+
+def anchor(term: str) -> str:
+    """Return the identifier of a glossary entry within a page.
+
+    Source: ours.
+    """
+    return "g-" + re.sub(r"[^a-z0-9]+", "-", term.lower()).strip("-")
+
+
+_WORDS = {
+    word.removesuffix(" g"): anchor(term)
+    for term, _ in GLOSSARY
+    for word in term.split(", ")
+    if len(word) > 1
+}
+_TERM = re.compile(
+    r"(?<![\w-])(" + "|".join(sorted(map(re.escape, _WORDS), key=len, reverse=True)) + r")(?![\w-])"
+)
+
+
+def linked(text: str) -> Markup:
+    """Escape a text, and link the first mention of every term to the glossary.
+
+    Source: ours.
+    """
+    seen: set[str] = set()
+
+    def link(found: re.Match[str]) -> str:
+        at = _WORDS[found[1]]
+        if at in seen:
+            return found[0]
+        seen.add(at)
+        return f'<a class="term" href="#{at}">{found[1]}</a>'
+
+    # The terms hold nothing that escaping changes, so they are found in the escaped text.
+    return Markup(_TERM.sub(link, str(escape(text))))

@@ -1,51 +1,33 @@
-"""The explorer's data is what the page's table and gallery of prompts show, as plain JSON.
+"""The explorer's data is what the page's list of prompts shows and sorts by, as plain JSON.
 
-Images are kept once each, as stored (WebP), in the order of what a reader looks at first: the
-training images, then samples at the verdict's guidance by falling severity. When they exceed the
-budget the rest is left out, counted, and stays in the run folder.
+It is light: texts, scores and the name of one small picture a prompt and guidance, so that a run of
+ten thousand prompts opens at once. All else about a prompt is its detail (see `details`).
 
-Contents: `Explorer`, `explorer`.
+A card is that small picture: the training image, and four samples beside it.
+
+Contents: `Explorer`, `explorer`, `card`.
 """
 
-from base64 import b64encode
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
-from mnemoscope.images import decode, thumbnail
+from PIL import Image
+
+from mnemoscope.report.quantities import Quantities
 from mnemoscope.report.text import visible
 from mnemoscope.report.verdict import Row, Verdict
 
-BUDGET = 4_300_000
-"""Base64 characters of images in one page; with figures and tables it stays below 6 MB."""
+TILE = 96
+"""Side of the training image in a card, in pixels; a sample's is half of it."""
 
-SEEDS = 10
-"""Samples of one prompt and guidance that a page shows."""
+TEXT = 400
+"""Characters of a prompt that the list shows and searches; its own page shows more."""
 
-
-@dataclass
-class _Album:
-    """Images by place, each kept once, up to the budget."""
-
-    left: int
-    images: list[str] = field(default_factory=list[str])
-    places: dict[bytes, int] = field(default_factory=dict[bytes, int])
-    omitted: int = 0
-
-    def place(self, image: bytes | None) -> int | None:
-        """Return where an image is, or None where there is none or no room for it."""
-        if image is None:
-            return None
-        if image not in self.places:
-            size = 4 * ((len(image) + 2) // 3)
-            if size > self.left:
-                self.omitted += 1
-                return None
-            self.left -= size
-            self.places[image] = len(self.images)
-            self.images.append(b64encode(image).decode("ascii"))
-        return self.places[image]
+Key = tuple[str, float]
+"""A prompt and a guidance scale."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +36,52 @@ class Explorer:
 
     Attributes:
         data: JSON-ready; texts are spelled out (see `visible`), not escaped.
-        omitted: Images left out for size.
+        order: Prompts as listed: by falling severity, ties by name.
+        lead: Guidance scale that leads; None where the run has no sample.
+        scales: All guidance scales, the leading one first.
     """
 
     data: dict[str, Any]
-    omitted: int
+    order: tuple[Row, ...]
+    lead: float | None
+    scales: tuple[float, ...]
 
-    def picture(self, place: int) -> str:
-        """Return an image as a data URI."""
-        return f"data:image/webp;base64,{self.data['images'][place]}"
+
+@dataclass
+class _Scores:
+    """Columns of numbers a prompt and guidance can be sorted by."""
+
+    columns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    values: list[Mapping[Key, float | None]] = field(
+        default_factory=list[Mapping[Key, float | None]]
+    )
+
+    def add(self, label: str, about: str, values: Mapping[Key, float | None]) -> None:
+        if any(value is not None and isfinite(value) for value in values.values()):
+            self.columns.append({"label": label, "about": about})
+            self.values.append(values)
+
+    def of(self, key: Key) -> list[float | None]:
+        return [short(values.get(key)) for values in self.values]
 
 
 def explorer(
     prompts: Sequence[Row],
-    references: Sequence[Row],
     samples: Sequence[Row],
-    similarities: Sequence[Row],
     severity: Sequence[Row],
+    scores: Sequence[Row],
+    quantities: Quantities,
     found: Verdict,
 ) -> Explorer:
     """Collect what the explorer shows.
 
     Args:
         prompts: Rows of table `prompts`.
-        references: Rows of table `references`.
         samples: Rows of table `samples`.
-        similarities: Rows of table `similarities`.
         severity: Rows of table `severity`.
+        scores: Rows of table `scores`; none where no detector ran.
+        quantities: What the record says of each prompt.
         found: The verdict, whose measure and guidance lead.
-
-    Returns:
-        The data, prompts by falling severity, ties by name.
 
     Source: ours.
     """
@@ -93,59 +90,93 @@ def explorer(
         for row in severity
         if row["measure"] == found.measure
     }
-    closest: dict[tuple[str, int, float], float] = {}
-    for row in similarities:
-        if row["measure"] == found.measure and row["relation"] == "own":
-            key = row["prompt_id"], row["seed"], row["guidance"]
-            value = row["value"]
-            # JSON has no NaN, and a page that cannot be parsed shows nothing.
-            if value is not None and isfinite(value):
-                closest[key] = max(closest.get(key, -inf), value)
     scales = sorted({row["guidance"] for row in samples})
     lead = found.guidance if found.guidance in scales else scales[-1] if scales else None
 
     def weight(row: Row) -> tuple[float, float, str]:
-        at = rated.get((row["prompt_id"], lead))
+        at = rated.get((row["prompt_id"], lead)) if lead is not None else None
         share, mean = (at["share"], at["mean"]) if at else (None, None)
         return (
             -(share if share is not None else -1.0),
-            -(mean if mean is not None else -1e9),
+            -(mean if mean is not None else -inf),
             row["prompt_id"],
         )
 
-    ordered = sorted(prompts, key=weight)
-    album = _Album(BUDGET)
-    # A mask travels in the picture's transparency; a page shows the whole picture.
-    pictures = {
-        row["reference_id"]: thumbnail(decode(row["image"])) if row["masked"] else row["image"]
-        for row in references
-    }
-    entries = [_entry(row, album, pictures) for row in ordered]
-    by_prompt: dict[tuple[str, float], list[Row]] = {}
-    for row in sorted(samples, key=lambda row: row["seed"]):
-        by_prompt.setdefault((row["prompt_id"], row["guidance"]), []).append(row)
-    for scale in sorted(scales, key=lambda scale: scale != lead):
-        for entry, row in zip(entries, ordered, strict=True):
-            key = row["prompt_id"], scale
-            entry["at"][f"{scale:g}"] = _at(
-                by_prompt.get(key, []), rated.get(key), closest, album, pictures
-            )
+    ordered = tuple(sorted(prompts, key=weight))
+    columns = _columns(rated, severity, scores, scales, quantities, found.measure)
+    counts: dict[Key, int] = {}
+    for row in samples:
+        key = row["prompt_id"], row["guidance"]
+        counts[key] = counts.get(key, 0) + (row["status"] == "ok")
     data = {
-        "prompts": entries,
-        "images": album.images,
+        "prompts": [
+            _entry(row)
+            | {
+                "at": {
+                    f"{scale:g}": _at(rated.get(key), counts.get(key, 0), columns.of(key))
+                    for scale in scales
+                    for key in [(row["prompt_id"], scale)]
+                }
+            }
+            for row in ordered
+        ],
+        "columns": columns.columns,
         "guidances": [f"{scale:g}" for scale in scales],
         "lead": None if lead is None else f"{lead:g}",
         "measure": found.measure,
-        "threshold": _finite(found.threshold),
+        "threshold": short(found.threshold),
+        "schedule": quantities.schedule,
     }
-    return Explorer(data, album.omitted)
+    return Explorer(data, ordered, lead, tuple(sorted(scales, key=lambda scale: scale != lead)))
 
 
-def _entry(row: Row, album: _Album, pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    own = [album.place(pictures.get(name)) for name in row["references"]]
+def _columns(
+    rated: Mapping[Key, Row],
+    severity: Sequence[Row],
+    scores: Sequence[Row],
+    scales: Sequence[float],
+    quantities: Quantities,
+    measure: str,
+) -> _Scores:
+    columns = _Scores()
+    for name, about in (
+        ("share", "share of samples that reproduce the image"),
+        ("mean", f"severity: mean similarity to the image ({measure}) over seeds"),
+        ("max", f"similarity of the closest sample ({measure})"),
+    ):
+        label = {"mean": "severity", "max": "closest"}.get(name, name)
+        columns.add(label, about, {key: row[name] for key, row in rated.items()})
+    for label, about, values in quantities.scores:
+        columns.add(label, about, values)
+    for other in sorted({row["measure"] for row in severity} - {measure}):
+        columns.add(
+            f"severity {other}",
+            f"mean similarity ({other}) over seeds",
+            {
+                (row["prompt_id"], row["guidance"]): row["mean"]
+                for row in severity
+                if row["measure"] == other
+            },
+        )
+    for name in sorted({row["detector"] for row in scores}):
+        given: dict[Key, list[float]] = {}
+        for row in scores:
+            if row["detector"] == name and row["score"] is not None and isfinite(row["score"]):
+                # A detector samples by itself: its score belongs to the prompt at any scale.
+                for scale in scales:
+                    given.setdefault((row["prompt_id"], scale), []).append(row["score"])
+        columns.add(
+            visible(name, 40),
+            f"score of the detector {visible(name, 40)}; larger is more memorized",
+            {key: sum(values) / len(values) for key, values in given.items()},
+        )
+    return columns
+
+
+def _entry(row: Row) -> dict[str, Any]:
     return {
         "id": visible(row["prompt_id"], 120),
-        "text": visible(row["prompt"]),
+        "text": visible(row["prompt"], TEXT),
         "group": visible(row["group"] or "no group", 60),
         "level": row["level"],
         "kind": visible(row["kind"] or "", 60),
@@ -153,36 +184,63 @@ def _entry(row: Row, album: _Album, pictures: Mapping[str, bytes]) -> dict[str, 
         "image": "held-out image" if row["group"] == "control" else "training image",
         "tokens": row["tokens"],
         "truncated": row["truncated"],
-        "own": [place for place in own if place is not None],
-        "at": {},
     }
 
 
-def _at(
-    samples: Sequence[Row],
-    rated: Row | None,
-    closest: Mapping[tuple[str, int, float], float],
-    album: _Album,
-    pictures: Mapping[str, bytes],
-) -> dict[str, Any]:
-    shown = [
-        {
-            "seed": row["seed"],
-            "image": album.place(row["image"]),
-            "status": visible(row["status"], 20),
-            "reason": visible(row["reason"] or "", 200),
-            "similarity": closest.get((row["prompt_id"], row["seed"], row["guidance"])),
-        }
-        for row in samples[:SEEDS]
+def _at(rated: Row | None, n: int, values: list[float | None]) -> dict[str, Any]:
+    share = short(rated["share"]) if rated else None
+    grade = rated["grade"] if rated else None
+    return {
+        "n": rated["n"] if rated else n,
+        "share": share,
+        "grade": grade or "not graded",
+        "v": values,
+    }
+
+
+def card(target: bytes | None, samples: Sequence[bytes]) -> bytes | None:
+    """Draw a card.
+
+    Args:
+        target: The training image, as stored.
+        samples: Samples, as stored; the first four are drawn.
+
+    Returns:
+        WebP of 2·`TILE` by `TILE` pixels, transparent where there is no picture; None where there
+        is none at all.
+
+    Source: ours.
+    """
+    if target is None and not samples:
+        return None
+    sheet = Image.new("RGBA", (2 * TILE, TILE))
+    half = TILE // 2
+    places = [(target, 0, 0, TILE)] if target is not None else []
+    places += [
+        (sample, TILE + half * (at % 2), half * (at // 2), half)
+        for at, sample in enumerate(samples[:4])
     ]
-    at: dict[str, Any] = {"samples": shown, "more": max(0, len(samples) - SEEDS)}
-    if rated is not None:
-        at |= {name: _finite(rated[name]) for name in ("share", "mean", "max")}
-        at |= {"n": rated["n"], "grade": rated["grade"]}
-        nearest = pictures.get(rated["nearest_reference_id"] or "")
-        at["nearest"] = album.places.get(nearest) if nearest is not None else None
-    return at
+    for data, left, top, side in places:
+        # A mask travels in the picture's transparency; a page shows the whole picture.
+        picture = Image.open(io.BytesIO(data), formats=("WEBP",)).convert("RGB")
+        picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+        if max(picture.size) < side:
+            ratio = side / max(picture.size)
+            picture = picture.resize(
+                (round(picture.width * ratio), round(picture.height * ratio)),
+                Image.Resampling.BICUBIC,
+            )
+        sheet.paste(
+            picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2)
+        )
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=80, method=4)
+    return buffer.getvalue()
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
+def short(value: float | None) -> float | None:
+    """Round to five digits, which no reader needs more of; None where there is no number.
+
+    JSON has no NaN, and a page that cannot be parsed shows nothing.
+    """
+    return float(f"{value:.5g}") if value is not None and isfinite(value) else None

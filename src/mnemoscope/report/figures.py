@@ -18,7 +18,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -106,6 +106,9 @@ _PLACE = (0.135, 0.265, 0.845, 0.62)
 """Axes within a panel of the page: room for a title, both labels and two rows of legend."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+POINTS = 2000
+"""Most dots of one group on a page: more cannot be told apart, and each costs 100 bytes."""
 
 _ACROSS = 3
 """Panels in one row of a figure for print."""
@@ -265,7 +268,7 @@ def svg(panel: Panel, name: str) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=_SIZE)
-        draw(figure.add_axes(_PLACE), panel)
+        draw(figure.add_axes(_PLACE), _thinned(panel))
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"))
         )
@@ -280,6 +283,21 @@ def svg(panel: Panel, name: str) -> str:
         "font-family": "inherit",
     }
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _thinned(panel: Panel) -> Panel:
+    """Leave out dots evenly where a group has more than a page can show."""
+    if not isinstance(panel, ScatterPanel):
+        return panel
+    groups: list[Points] = []
+    for points in panel.points:
+        step = math.ceil(len(points.x) / POINTS)
+        label = points.label if step < 2 else f"{points.label}, every {step}th drawn"
+        part = slice(None, None, max(1, step))
+        groups.append(
+            Points(label, points.role, points.x[part], points.y[part], points.prompt_ids[part])
+        )
+    return replace(panel, points=tuple(groups))
 
 
 def _cleaned(element: ElementTree.Element, name: str) -> ElementTree.Element:

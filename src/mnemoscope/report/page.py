@@ -1,20 +1,29 @@
-"""A page is one HTML file that holds all it shows: words, figures, pictures, data, style, script.
+"""A page shows a run: words, figures, pictures and data, offline, without a server.
+
+Two forms::
+
+    folder       index.html      verdict, argument, list of prompts, evidence
+                 data/N.html     the detail of one prompt, read when it is looked at
+                 cards/N-gG.webp its small picture
+                 tables/         derived tables as CSV and Parquet
+                 figures/        figures for print
+    single file  one HTML file that holds all of this, as far as there is room
 
 Nothing is fetched and nothing of a run is executed: text goes through autoescape, data is JSON in a
-script element of another type, and the content policy lets in only the one script and the one style
-of this package, by their digests::
-
-    default-src 'none'; img-src data:; script-src 'sha256-…'; style-src 'sha256-…'
+script element of another type, and the content policy lets in only the scripts and the style of
+this package, by their digests. Details come in through a frame, since a page opened from a disk may
+read no file: the frame posts its JSON to the page, which makes text and pictures of it.
 
 The same run gives the same bytes.
 
-Contents: `report`.
+Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compare` shares.
 """
 
 import base64
 import hashlib
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,22 +37,39 @@ from mnemoscope.errors import RunError
 from mnemoscope.mechanism import Finding
 from mnemoscope.mechanism.base import Check, Panel
 from mnemoscope.report import argument, figures
+from mnemoscope.report.details import Details
 from mnemoscope.report.explorer import Explorer, explorer
+from mnemoscope.report.export import Download, downloads
+from mnemoscope.report.quantities import quantities
 from mnemoscope.report.severity import level_panel, null_panel, similarity_panel
 from mnemoscope.report.text import interval, number, percent, visible
-from mnemoscope.report.verdict import Row, Verdict, verdict
+from mnemoscope.report.verdict import MEMORIZED_SHARE, Row, Verdict, verdict
 from mnemoscope.runs import Run, write_atomically
+from mnemoscope.tables import TABLES
 
 PARTS = resources.files("mnemoscope.report") / "templates"
 
 SHOWN = 4
 """Prompts beside the verdict; more would push it off the first screen."""
 
+BUDGET = 3_000_000
+"""Bytes of pictures in a single file: 4 MB as base64; with figures and tables it stays below 6."""
+
+OURS = re.compile(r"\d+\.html|\d+-g[\d.e+]+\.webp")
+"""Names of details and cards; other files in the folder are somebody else's."""
+
+READ = (
+    "prompts", "references", "samples", "similarities", "severity", "null", "convergence",
+    "statistics", "filmstrips", "scores",
+)  # fmt: skip
+"""Tables a page is made of; a run that lacks one has no rows of it."""
+
 
 @dataclass(frozen=True)
 class Drawn:
     """A panel, drawn for the page."""
 
+    name: str
     title: str
     caption: str
     svg: Markup
@@ -81,15 +107,23 @@ class Step:
         return _count(self.checks)
 
 
-def report(run: Run, out: str | Path | None = None) -> Path:
-    """Write the page of a run, and its figures for print beside it.
+def report(
+    run: Run,
+    out: str | Path | None = None,
+    *,
+    single_file: bool = False,
+    redact_images: bool = False,
+) -> Path:
+    """Write the page of a run.
 
     Args:
         run: An open run.
         out: Folder of the report; `report` within the run's where not given.
+        single_file: Write one HTML file that holds everything, and nothing beside it.
+        redact_images: Show digest and similarity in place of every picture.
 
     Returns:
-        Path of the page. Figures are in `figures` beside it, as PNG and PDF.
+        Path of the page.
 
     Raises:
         RunError: If a table is damaged or the folder cannot be written.
@@ -98,36 +132,103 @@ def report(run: Run, out: str | Path | None = None) -> Path:
     """
     folder = Path(out) if out is not None else run.path / "report"
     rows: dict[str, list[dict[str, Any]]] = {
-        name: run.table(name).to_pylist()
-        for name in (
-            "prompts", "references", "samples", "similarities", "severity", "null", "convergence",
-            "statistics",
-        )
-    }  # fmt: skip
+        name: run.table(name).to_pylist() if name in TABLES else [] for name in READ
+    }
     measure = str(run.manifest.study["similarity"][0])
-    findings = mechanism.analyse(mechanism.read(run))
+    record = mechanism.read(run)
+    findings = mechanism.analyse(record)
     if not rows["statistics"]:
         rows["statistics"] = _as_rows(mechanism.columns(findings)["statistics"])
     found = verdict(
         rows["prompts"], rows["severity"], rows["null"], rows["convergence"], rows["statistics"],
         measure,
     )  # fmt: skip
+    computed = quantities(record)
     shown = explorer(
-        rows["prompts"], rows["references"], rows["samples"], rows["similarities"],
-        rows["severity"], found,
-    )  # fmt: skip
+        rows["prompts"], rows["samples"], rows["severity"], rows["scores"], computed, found
+    )
+    details = Details.of(shown, rows, measure, computed, redact=redact_images)
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        sections = _sections(findings, folder / "figures")
-        severity = _severity(rows, found, folder / "figures")
-        page = _render(run, found, shown, sections, severity, rows["null"])
-        write_atomically(folder / "index.html", page.encode())
+        folder.mkdir(parents=True, exist_ok=True)
+        figures_at = None if single_file else folder / "figures"
+        sections = _sections(findings, figures_at)
+        severity = _severity(rows, found, findings, figures_at)
+        parts = _embedded(details) if single_file else _beside(details, folder)
+        files = downloads(run, None if single_file else folder / "tables")
+        page = _render(run, found, shown, parts, sections, severity, rows["null"], files)
+        target = folder / ("report.html" if single_file else "index.html")
+        write_atomically(target, page.encode())
     except OSError as error:
         raise RunError(
             f"cannot write the report into {str(folder)!r}: {error.strerror or error}; make room "
             "or choose another folder"
         ) from error
-    return folder / "index.html"
+    return target
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the details of prompts reach the page.
+
+    Attributes:
+        paged: Whether they lie beside the page.
+        redacted: Whether digests stand for pictures.
+        cards: Source of the card of each prompt and guidance scale, by place and scale.
+        details: Detail of each prompt, where the page holds them.
+        examples: Detail of the prompts beside the verdict.
+        omitted: Pictures there was no room for.
+    """
+
+    paged: bool
+    redacted: bool
+    cards: dict[str, str]
+    details: list[dict[str, Any]]
+    examples: list[tuple[int, dict[str, Any]]]
+    omitted: int
+
+
+def _embedded(details: Details) -> Parts:
+    room, cards = float(BUDGET), dict[str, str]()
+    left_out = 0
+    for place, scale, image in details.cards():
+        # Cards may take a third of the room: a list without them is hard to use.
+        if room - len(image) < BUDGET * 2 / 3:
+            left_out += 1
+            continue
+        room -= len(image)
+        cards[f"{place} {scale:g}"] = _webp(image)
+    kept, omitted = details.within(room)
+    every = [details.of_prompt(place, kept) for place in range(len(details.shown.order))]
+    examples = [(place, every[place]) for place in _chosen(details.shown)]
+    return Parts(False, details.redact, cards, every, examples, omitted + left_out)
+
+
+def _beside(details: Details, folder: Path) -> Parts:
+    for name in ("data", "cards"):
+        (folder / name).mkdir(exist_ok=True)
+        # What a larger run left here would otherwise be mistaken for a part of this one.
+        for stale in (folder / name).iterdir():
+            if OURS.fullmatch(stale.name):
+                stale.unlink()
+    cards: dict[str, str] = {}
+    for place, scale, image in details.cards():
+        cards[f"{place} {scale:g}"] = name = f"cards/{place}-g{scale:g}.webp"
+        (folder / name).write_bytes(image)
+    template = environment().get_template("detail.html.j2")
+    script = (PARTS / "detail.js").read_text("utf-8")
+    for place in range(len(details.shown.order)):
+        text = template.render(
+            data={"place": place, "detail": details.of_prompt(place, None)},
+            script=Markup(script),
+            script_digest=digest(script),
+        )
+        (folder / "data" / f"{place}.html").write_text(text, "utf-8")
+    examples = [(place, details.of_prompt(place, None)) for place in _chosen(details.shown)]
+    return Parts(True, details.redact, cards, [], examples, 0)
+
+
+def _webp(image: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -135,7 +236,7 @@ def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _sections(findings: Mapping[str, Finding], folder: Path) -> dict[str, Section]:
+def _sections(findings: Mapping[str, Finding], folder: Path | None) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     for place, (name, finding) in enumerate(findings.items(), 1):
         stem = f"{place}-{name.replace('_', '-')}"
@@ -143,38 +244,45 @@ def _sections(findings: Mapping[str, Finding], folder: Path) -> dict[str, Sectio
     return sections
 
 
-def _drawn(panels: Sequence[Panel], stem: str, folder: Path) -> tuple[Drawn, ...]:
-    if panels:
+def _drawn(panels: Sequence[Panel], stem: str, folder: Path | None) -> tuple[Drawn, ...]:
+    if panels and folder is not None:
+        folder.mkdir(exist_ok=True)
         figures.save(panels, folder / stem)
     return tuple(
         # The drawing is rebuilt from a list of elements and attributes, and serialised by us.
-        Drawn(panel.title, panel.caption, Markup(figures.svg(panel, f"{stem}-{place}")))
+        Drawn(
+            f"{stem}-{place}",
+            panel.title,
+            panel.caption,
+            Markup(figures.svg(panel, f"{stem}-{place}")),
+        )
         for place, panel in enumerate(panels, 1)
     )
 
 
 def _severity(
-    rows: Mapping[str, Sequence[Row]], found: Verdict, folder: Path
+    rows: Mapping[str, Sequence[Row]],
+    found: Verdict,
+    findings: Mapping[str, Finding],
+    folder: Path | None,
 ) -> dict[str, tuple[Drawn, ...]]:
     drawn: dict[str, tuple[Drawn, ...]] = {}
+    deviation = findings["deviation"].panels if "deviation" in findings else ()
     for name, panel in (
         ("levels", level_panel(found)),
         ("similarities", similarity_panel(rows["prompts"], rows["similarities"], found)),
         ("null", null_panel(rows["null"], found)),
+        ("scatter", deviation[0] if deviation else None),
     ):
         drawn[name] = _drawn([panel] if panel else [], f"0-{name}", folder)
     return drawn
 
 
-def _render(
-    run: Run,
-    found: Verdict,
-    shown: Explorer,
-    sections: Mapping[str, Section],
-    severity: Mapping[str, Sequence[Drawn]],
-    nulls: Sequence[Row],
-) -> str:
-    style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
+def environment() -> jinja2.Environment:
+    """Return the template engine: everything is escaped, and what is missing is an error.
+
+    Source: ours.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (PARTS / name).read_text("utf-8")),
         autoescape=True,
@@ -182,35 +290,73 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "visible": visible}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "visible": visible,
+        "linked": argument.linked,
+        "anchor": argument.anchor,
+    }
+    # Shorter by a third than with spaces, and the order of keys is already fixed.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return environment
+
+
+def _render(
+    run: Run,
+    found: Verdict,
+    shown: Explorer,
+    parts: Parts,
+    sections: Mapping[str, Section],
+    severity: Mapping[str, Sequence[Drawn]],
+    nulls: Sequence[Row],
+    files: Sequence[Download],
+) -> str:
+    style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
     checks = [check for section in sections.values() for check in section.finding.checks]
-    return environment.get_template("page.html.j2").render(
-        # Both are files of this package; autoescape would break them.
-        style=Markup(style),
-        script=Markup(script),
-        style_digest=_digest(style),
-        script_digest=_digest(script),
-        manifest=run.manifest,
-        facts=_facts(run),
-        command=_command(run.manifest.given),
-        digests=_digests(run),
-        verdict=found,
-        nulls=nulls,
-        explorer=shown,
-        examples=_examples(shown, found),
-        steps=[
-            Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
-            for claim in argument.CLAIMS
-        ],
-        sections=list(sections.values()),
-        checks_said=_count(checks),
-        severity=severity,
-        glossary=argument.GLOSSARY,
-        interval=interval,
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            # Both are files of this package; autoescape would break them.
+            style=Markup(style),
+            script=Markup(script),
+            style_digest=digest(style),
+            script_digest=digest(script),
+            manifest=run.manifest,
+            facts=_facts(run),
+            command=command(run.manifest.given),
+            digests=_digests(run),
+            verdict=found,
+            nulls=nulls,
+            data=shown.data
+            | {
+                "cards": parts.cards,
+                "paged": parts.paged,
+                "redacted": parts.redacted,
+                "films": run.manifest.rows.get("filmstrips", 0) > 0,
+            },
+            parts=parts,
+            examples=list(_examples(shown, parts)),
+            steps=[
+                Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
+                for claim in argument.CLAIMS
+            ],
+            sections=list(sections.values()),
+            checks_said=_count(checks),
+            severity=severity,
+            downloads=files,
+            glossary=argument.GLOSSARY,
+            interval=interval,
+        )
     )
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return the SHA-256 of a script or style, as a content policy names it.
+
+    Source: ours.
+    """
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
@@ -224,34 +370,35 @@ def _count(checks: Sequence[Check]) -> str:
     return ", ".join(parts) or "no expectations"
 
 
-def _examples(shown: Explorer, found: Verdict) -> list[dict[str, Any]]:
-    """Choose the pictures beside the verdict: the most severe prompts and one that is not."""
+def _chosen(shown: Explorer) -> list[int]:
+    """Choose the prompts beside the verdict: the most severe ones and one that is not."""
+    if shown.lead is None:
+        return []
+    entries = shown.data["prompts"]
+    usable = [place for place, row in enumerate(shown.order) if row["references"]]
+    shares = [entry["at"][f"{shown.lead:g}"]["share"] or 0.0 for entry in entries]
+    high = [place for place in usable if shares[place] >= MEMORIZED_SHARE]
+    low = [
+        place
+        for place in usable
+        if shares[place] < MEMORIZED_SHARE and entries[place]["image"] == "training image"
+    ]
+    return high[: SHOWN - 1] + low[::-1][:1]
+
+
+def _examples(shown: Explorer, parts: Parts) -> Iterator[dict[str, Any]]:
     lead = shown.data["lead"]
-    usable = [
-        entry
-        for entry in shown.data["prompts"]
-        if lead is not None
-        and entry["own"]
-        and any(sample["image"] is not None for sample in entry["at"][lead]["samples"])
-    ]
-    high = [entry for entry in usable if (entry["at"][lead].get("share") or 0) >= 0.5]
-    low = [e for e in usable if e not in high and e["image"] == "training image"]
-    chosen = high[: SHOWN - 1] + low[::-1][:1]
-    return [
-        {
+    for place, detail in parts.examples:
+        entry = shown.data["prompts"][place]
+        yield {
+            "place": place,
             "text": entry["text"],
-            "own": shown.picture(entry["own"][0]),
-            "samples": [
-                shown.picture(sample["image"])
-                for sample in entry["at"][lead]["samples"]
-                if sample["image"] is not None
-            ][:4],
-            "share": entry["at"][lead].get("share"),
-            "n": entry["at"][lead].get("n"),
-            "memorized": entry in high,
+            "own": detail["own"][0],
+            "samples": [s for s in detail["at"][lead]["samples"] if s["status"] == "ok"][:4],
+            "share": entry["at"][lead]["share"],
+            "n": entry["at"][lead]["n"],
+            "memorized": (entry["at"][lead]["share"] or 0.0) >= MEMORIZED_SHARE,
         }
-        for entry in chosen
-    ]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -281,7 +428,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _command(given: Mapping[str, Any]) -> str:
+def command(given: Mapping[str, Any]) -> str:
     """Write the study as passed as a command line, without the folder it went to."""
     words = ["mnemoscope", "study"]
     if "model" in given:
