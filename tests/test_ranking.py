@@ -196,4 +196,4 @@ def test_truth_needs_the_guidance_and_a_sensible_cut():
     with pytest.raises(InputError, match=r"holds \[7.5\]"):
         truth_of(Tables(), guidance=1.0, measure="l2")
     with pytest.raises(InputError, match="cut"):
-        truth_of(Tables(), guidance=7.5, measure="l2", cut=0)
+        truth_of(Tables(), guidance=7.5, measure="l2", cut=0.0)

@@ -78,9 +78,9 @@ class Explanation:
     prompt: str
     tokens: tuple[Token, ...]
     rest: float
-    maps: Mapping[str, Float[Tensor, "seed height width"]]
+    maps: Mapping[str, Float[Tensor, "seed _ _"]]
     missing: Mapping[str, str]
-    pictures: Float[Tensor, "seed 3 height width"]
+    pictures: Float[Tensor, "seed 3 rows columns"]
 
     def image(self, name: str) -> Image.Image:
         """Draw a map over the samples: rows of sample, map, and sample where the map is bright.

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -155,7 +156,7 @@ def leaderboard(
     return board
 
 
-def _mean(rows: list[dict[str, float]], name: str, column: str) -> float:
+def _mean(rows: list[dict[str, Any]], name: str, column: str) -> float:
     return float(np.mean([row[column] for row in rows if row["detector"] == name]))
 
 

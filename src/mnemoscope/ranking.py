@@ -143,7 +143,7 @@ def truth_of(run: Tables, *, guidance: float, measure: str, cut: float = 0.5) ->
     )
 
 
-def _float(value: float | None) -> float:
+def _float(value: float | int | None) -> float:
     return math.nan if value is None else float(value)
 
 
@@ -226,7 +226,7 @@ def tpr(scores: Float[np.ndarray, " n"], memorized: Bool[np.ndarray, " n"]) -> E
     ) -> Float[np.ndarray, "*batch"]:
         rows = zip(np.atleast_2d(values), np.atleast_2d(labels), strict=True)
         found = np.array([_tpr_one(v, y > 0.5) for v, y in rows])
-        return found if values.ndim > 1 else found[0]
+        return found if values.ndim > 1 else np.asarray(found[0])
 
     return bootstrap(each, scores, memorized.astype(np.float64), draws=DRAWS, name="TPR at 1 % FPR")
 

@@ -387,7 +387,7 @@ _ALL = (
                 "score",
                 pa.float64(),
                 "larger is more memorized; the unit is the detector's own",
-                "",
+                "score",
                 nullable=True,
             ),
             Column("reason", pa.string(), "why there is no score", nullable=True),
