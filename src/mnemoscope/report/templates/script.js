@@ -113,7 +113,7 @@
     const name = region.getAttribute("aria-label") || "table";
     region.after(button("Table as CSV", () => saveTable(name.toLowerCase().replace(/[^a-z0-9]+/g, "-"),
       [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map((one) => one.textContent.trim()))),
-    { class: "small", "aria-label": "Save as CSV: " + name }));
+    { class: "small", "aria-label": "Table as CSV: " + name }));
   }
   const find = $("find");
   if (find) find.addEventListener("input", () => {
