@@ -51,6 +51,8 @@ class Browser:
         }  # fmt: skip
         made = self._call("POST", "/session", {"capabilities": capabilities}, session=False)
         self.session = made["sessionId"]
+        # Milliseconds; an accessibility check of a long page takes its time on a busy machine.
+        self._call("POST", "/timeouts", {"script": 240_000})
         self.cdp("Page.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
     def _call(self, method: str, path: str, body: Any = None, session: bool = True) -> Any:

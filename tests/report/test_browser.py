@@ -95,8 +95,8 @@ def test_the_policy_refuses_another_script(window: Browser, page: Path, tmp_path
 def test_search_filter_and_sort_by_click_and_key(web: Browser, page: Path) -> None:
     web.open(page)
     first = listed(web)
-    web.type("#search", "picture of c")
-    assert sorted(listed(web)) == [f"a picture of c{i}" for i in range(4)]
+    web.type("#search", "Picture c1")
+    assert listed(web) == ["a picture of c1"]
     web.click("#clear")
     assert web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#group", "control")
@@ -250,7 +250,7 @@ def test_comparison_is_sorted_and_searched(web: Browser, both: Path) -> None:
     assert web.run("return document.querySelector('h1').textContent") == (
         "6 of 16 prompts reproduce an image in A, 3 in B"
     )
-    web.type("input.filter", "picture of c")
+    web.type("input.filter", "control")
     shown = web.run(
         "return [...document.querySelectorAll('#pairs tbody tr')].filter(r => !r.hidden).length"
     )
@@ -298,6 +298,6 @@ def test_accessible(
                 ".slice(0, 200), v.nodes[0].failureSummary]))))"
             )
         )
-        assert found == []
+        assert found == [], found
         # Nothing is wider than a phone, or the reader scrolls in two directions.
         assert web.run("return document.documentElement.scrollWidth") <= width

@@ -113,7 +113,7 @@
     const name = region.getAttribute("aria-label") || "table";
     region.after(button("Table as CSV", () => saveTable(name.toLowerCase().replace(/[^a-z0-9]+/g, "-"),
       [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map((one) => one.textContent.trim()))),
-    { class: "small", "aria-label": "Save as CSV: " + name }));
+    { class: "small", "aria-label": "Table as CSV: " + name }));
   }
   const find = $("find");
   if (find) find.addEventListener("input", () => {
@@ -435,7 +435,7 @@
       ? "What the network takes the finished image to be. Kept of " + kept.calls.length + " of " + calls + " calls; the nearest is shown."
       : data.redacted ? "Pictures are redacted." : data.films ? "No room on this page for this prompt's filmstrips; they are in the run folder."
         : "This run kept no pictures on the way. A study with --filmstrip 16 keeps those of 16 calls.");
-    return { element: make("div", {}, make("div", { class: "stage" }, own, make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples and estimates" }, grid)), note), shows };
+    return { element: make("div", {}, make("div", { class: "stage" }, own, make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples and estimates of " + prompt.id + " at g = " + g }, grid)), note), shows };
   };
 
   // ---- the page of a prompt -------------------------------------------------------------------
@@ -491,7 +491,7 @@
       const other = rank.find((prompt) => roleOf(prompt) === role && prompt.place !== place);
       if (other) option(select, other.place + "/" + g, words);
     }
-    if (chosen && ![...select.options].some((one) => one.value === chosen)) option(select, chosen, "the chosen prompt");
+    if (chosen && ![...select.options].some((one) => one.value === chosen)) option(select, chosen, data.prompts[second[0]].text.slice(0, 60));
     select.value = chosen;
     select.addEventListener("change", () => {
       location.hash = link(select.value ? [main, select.value.split("/")] : [main]);
@@ -549,7 +549,7 @@
     stage.hidden = false;
     if (loaded) {
       const ranges = new Map(CHARTS.map((spec) => [spec.name, reach(spec, sides.map(([, g], at) => loaded[at].at[g].curves))]));
-      const drawn = sides.map(([, g], at) => sideOf(prompts[at], g, loaded[at], ranges, at ? "h3" : "h2"));
+      const drawn = sides.map(([, g], at) => sideOf(prompts[at], g, loaded[at], ranges, at ? "h2" : "h1"));
       drawn[0].element.querySelector(".title").id = "prompt-title";
       const bar = player();
       shows = calls ? [...drawn.flatMap((one) => one.shows), bar.show] : [];
