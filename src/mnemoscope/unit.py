@@ -97,12 +97,13 @@ def run_unit(model: Model, plan: Plan, unit: Unit, tick: Tick | None = None) -> 
         gram.append(_path_rows(plan, unit, keys, ok, tape, targets))
     if unit.probed and blank is not None:
         gram += _probe_rows(model, plan, unit, keys, cond, blank, targets, told)
-    return {
+    parts = {
         "samples": _sample_rows(model, plan, unit, keys, batches, ok, images),
         "gram": pa.concat_tables([TABLES["gram"].schema.empty_table(), *gram]),
         "convergence": _convergence_rows(unit, keys, ok, tape),
         "similarities": _similarity_rows(plan, unit, keys, ok, images),
-    } | _filmstrips(model, plan, unit, keys, ok, tape)
+    }
+    return {**parts, **_filmstrips(model, plan, unit, keys, ok, tape)}
 
 
 def _attempt(rows: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:

@@ -134,7 +134,7 @@ class Details:
                 key = row["prompt_id"], scale
                 wanted += [
                     (("reference", name), len(self.pictures[name]))
-                    for name in (*row["references"], self.nearest.get(key))
+                    for name in (*row["references"], self.nearest.get(key) or "")
                     if name in self.pictures
                 ]
                 wanted += [
