@@ -26,7 +26,7 @@ from torch import Tensor
 from mnemoscope.core.attention import Watch, cross_attentions, watch
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.noise import Level, final_level, levels_of
-from mnemoscope.core.predict import Prediction, combine
+from mnemoscope.core.predict import Kind, Prediction, combine
 from mnemoscope.core.probes import (
     divergence,
     drift,
@@ -109,7 +109,7 @@ class _Counted:
 
     def __init__(self, inner: Denoiser) -> None:
         self.inner = inner
-        self.kind = inner.kind
+        self.kind: Kind = inner.kind
         self.rows = 0
 
     def __call__(self, x: Latents, timestep: Tensor, condition: Tensor) -> Latents:
@@ -128,7 +128,7 @@ class _Banked:
 
     def __init__(self, inner: Denoiser, first: Tensor | None, seen: Watch | None) -> None:
         self.inner = inner
-        self.kind = inner.kind
+        self.kind: Kind = inner.kind
         self.first = first
         self.both = first is not None
         self.seen = seen
@@ -564,7 +564,7 @@ class Collector:
         return (2 * torch.stack(drawn) - 1).to(self._noise)
 
     @torch.no_grad()
-    def _decode(self, latents: Tensor, prompts: int) -> Tensor:
+    def _decode(self, latents: Tensor, prompts: int) -> Tensor | Absent:
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
         images: Tensor | None = None
         for rows in finite.nonzero()[:, 0].split(self.batch):
