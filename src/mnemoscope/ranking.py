@@ -542,7 +542,7 @@ def _line(
         case "tpr":
             estimate = tpr(values[use], memorized)
         case "auc_matched":
-            estimate = matched_auc(values[use], memorized, truth.tokens[use], within=1)
+            estimate = matched_auc(values[use], memorized, truth.tokens[use], within=1.0)
         case _:
             estimate = bootstrap(
                 spearman, values[use], truth.severity[use], draws=DRAWS, name="Spearman's rho"
