@@ -98,16 +98,19 @@ def test_search_filter_and_sort_by_click_and_key(web: Browser, page: Path) -> No
     web.type("#search", "Picture c1")
     assert listed(web) == ["a picture of c1"]
     web.click("#clear")
-    assert web.until("return document.querySelectorAll('#list .card').length === 16")
+    web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#group", "control")
     assert len(listed(web)) == 4
     web.click("#clear")
+    web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#score", "0")
     web.type("#low", "0.5")
     assert len(listed(web)) == 6
     web.click("#clear")
+    web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#order", "up")
-    assert sorted(listed(web)[-6:]) == sorted(first[:6])
+    web.until("return document.querySelector('#order').value === 'up'")
+    assert sorted(listed(web)[-6:]) == sorted(first[:6]), (listed(web), first)
     web.click("input[value=table]")
     assert len(texts(web, "#list tbody tr")) == 16
     head = "#list thead th:nth-child(6)"
