@@ -76,8 +76,9 @@ def test_a_unit_keeps_the_estimates_it_was_asked_for(guidance):
     last = strip.crop((2 * side, (len(names) - 1) * side, 3 * side, len(names) * side))
     sample = Image.open(io.BytesIO(parts["samples"].to_pylist()[0]["image"])).convert("RGB")
     small = sample.resize((side, side), Image.Resampling.BICUBIC)
-    difference = np.abs(np.asarray(last, float) - np.asarray(small, float)).mean()
-    assert difference < 12
+    # Noise-like pictures lose their colours to WebP first; their brightness stays.
+    grey = [np.asarray(one.convert("L"), float).ravel() for one in (last, small)]
+    assert np.corrcoef(*grey)[0, 1] > 0.9
     assert "filmstrips" not in run_unit(model, replace(plan, filmstrip=0), plan.units[0])
 
 
