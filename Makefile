@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO := runs/demo
-DEMO_SUBSET := --subset 24 --seeds 4
+DEMO_SUBSET := --subset 24 --seeds 4 --filmstrip 16
 
 # Asked by running it: a launcher may exist for a version that is not installed.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
