@@ -18,7 +18,19 @@ PLUGINS = ("detectors", "mechanism", "mitigations", "similarity")
 LEAVES = ("errors", "images", "stats")
 """Modules that know nothing of models, runs or files."""
 
-MODEL_SIDE = ("models", "lab", "unit", "plan", "study", "executors", "check")
+MODEL_SIDE = (
+    "models",
+    "lab",
+    "unit",
+    "plan",
+    "study",
+    "executors",
+    "check",
+    "collect",
+    "detect",
+    "explain",
+    "leaderboard",
+)
 """What loads or drives a network; analyses and reports stand apart from it."""
 
 UNSAFE_MODULES = (
