@@ -1,6 +1,7 @@
 """The benchmark end to end, on a perfect memorizer whose truth is known."""
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from mnemoscope.errors import InputError
-from mnemoscope.leaderboard import leaderboard, summary
+from mnemoscope.leaderboard import best_first_step, leaderboard, picture, summary
 from mnemoscope.models import load_model
 from mnemoscope.runs import open_run
 from mnemoscope.tables import TABLES
@@ -31,8 +32,8 @@ def prompts(model, tmp_path_factory):
     noise = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(8))
     strangers = (noise > 0.5).float()
     rows = []
-    for at, picture in enumerate([*targets, *strangers]):
-        pixels = (picture.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    for at, image in enumerate([*targets, *strangers]):
+        pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
         Image.fromarray(pixels).save(folder / f"{at}.png")
         text = f"target {at}" if at < 8 else f"stranger {at}"
         rows.append({"prompt": text, "image": f"{at}.png", "prompt_id": f"q{at:02d}"})
@@ -66,7 +67,51 @@ def test_the_folder_holds_what_the_page_says(board):
     assert facts["split"]["setting"] + facts["split"]["judging"] == 16
     text = (board.path / "leaderboard.md").read_text()
     assert text == summary(board)
-    assert "less the best published one, `gap_norm`" in text
+    assert "less the best published one, `gap_norm` (2): AUC" in text
+    assert "chosen on one half, judged on the other" in text
+    for heading in ("AUC by population", "Thresholds set", "Rank agreement", "Withheld"):
+        assert heading in text
+    assert "needs at least 100" in text
+    agreement = pq.read_table(board.path / "agreement.parquet")
+    assert agreement.schema.equals(TABLES["agreement"].schema)
+    assert agreement.num_rows == len(DETECTORS) * (len(DETECTORS) - 1) // 2
+    with Image.open(board.path / "auc-against-cost.png") as image:
+        assert min(image.size) > 300
+    assert not list((board.path / "scoring").iterdir())
+
+
+def test_the_picture_names_what_no_cheaper_detector_equals(board):
+    panel = picture(board)
+    dots = {
+        name: (x, y)
+        for group in panel.points
+        for name, x, y in zip(group.prompt_ids, group.x, group.y, strict=True)
+    }
+    assert set(dots) == set(DETECTORS)
+    for name, (x, y) in dots.items():
+        beaten = any(a <= x and b >= y for other, (a, b) in dots.items() if other != name)
+        assert name not in panel.named or not any(a <= x and b > y for a, b in dots.values())
+        assert beaten or name in panel.named
+
+
+def test_one_class_is_said_before_the_scoring(model, prompts, board, tmp_path, monkeypatch):
+    truth = board.ranking.truth
+    one = replace(truth, judged=truth.memorized)
+    scored = []
+    monkeypatch.setattr("mnemoscope.leaderboard.truth_of", lambda *_, **__: one)
+    monkeypatch.setattr("mnemoscope.leaderboard.detect", lambda *_, **__: scored.append(1))
+    with pytest.raises(InputError, match="8 memorized prompts and 0 others"):
+        leaderboard(model, prompts, run=board.run, out=tmp_path, detectors=["gap_norm"])
+    assert not scored
+
+
+def test_a_released_variant_stands_beside_the_correct_form(model, prompts, board, tmp_path):
+    run = open_run(board.path / "study")
+    names = ["gap_norm", "gap_norm:released_code", "consensus_energy"]
+    found = leaderboard(model, prompts, run=run, out=tmp_path, detectors=names, seeds=2, steps=12)
+    text = summary(found)
+    assert "| `gap_norm` | 1.000" in text.split("What bugs of released codes do")[1]
+    assert best_first_step(found.ranking, found.scores)[1] == "gap_norm"
 
 
 def test_a_finished_study_is_used_again(model, prompts, board, tmp_path):

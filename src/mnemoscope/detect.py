@@ -6,11 +6,12 @@ let each detector score what it declared, keep the scores and drop the evidence.
 Contents: `Scores`, `detect`, `choose`, `first_step`.
 """
 
+import hashlib
 import io
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from mnemoscope import __version__
 from mnemoscope.collect import NO_IMAGE, NO_UNCOND, Collector
 from mnemoscope.detectors import Detector, all_detectors, get_detector
 from mnemoscope.detectors.base import Evidence, MissingEvidence, Price, path_calls, price
 from mnemoscope.errors import InputError
+from mnemoscope.images import load_image
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt, load_prompts
 from mnemoscope.runs import write_atomically
@@ -46,7 +49,8 @@ class Scores:
         table: Rows of table `scores`, prompt by prompt.
         prompts: The prompts, in order.
         detectors: The detectors, in order.
-        network_calls: Network calls the whole run made, evaluations only, noise bank included.
+        network_calls: Network calls that were made, evaluations only, noise bank included; what an
+            interrupted run had made before is not counted again.
         truncated: Prompts longer than the model's window, of which only the beginning was seen.
     """
 
@@ -87,6 +91,8 @@ class Scores:
 def choose(names: Sequence[str | Detector]) -> tuple[Detector, ...]:
     """Return detectors by name; "all" stands for all, "first-step" for the quick ones.
 
+    Variants that compute what a released code does are among all, not among the quick ones.
+
     Raises:
         InputError: If a name is unknown, or nothing is named.
     """
@@ -97,7 +103,7 @@ def choose(names: Sequence[str | Detector]) -> tuple[Detector, ...]:
         elif name == "all":
             found |= {detector.name: detector for detector in all_detectors()}
         elif name == "first-step":
-            found |= {d.name: d for d in all_detectors() if first_step(d)}
+            found |= {d.name: d for d in all_detectors() if first_step(d) and not d.released}
         else:
             found[name] = get_detector(name)
     if not found:
@@ -122,6 +128,7 @@ def detect(
     scheduler: str = "ddim",
     seed: int = 0,
     batch: int | None = None,
+    keep: Path | None = None,
     notify: Notify | None = None,
     progress: bool = False,
 ) -> Scores:
@@ -137,6 +144,8 @@ def detect(
         scheduler: Sampler.
         seed: Seed that all noise derives from.
         batch: Rows a network call; chosen by size where not given.
+        keep: Folder that holds the scores so far, from which the same question goes on after an
+            interruption.
         notify: Told the price, and what to mind.
         progress: Whether to draw a progress bar on standard error.
 
@@ -178,14 +187,31 @@ def detect(
     collector.warm()
     values: dict[str, list[tuple[float, str | None]]] = {d.name: [] for d in chosen}
     scoring = dict.fromkeys(values, 0.0)
+    gathered: dict[str, float] = {}
+    options = (collector.chunk, seeds, collector.guidance, steps, scheduler, seed)
+    question = "" if keep is None else _question(model, listed, chosen, *options)
     with tqdm(total=len(listed), unit="prompt", disable=not progress) as bar:
         for start in range(0, len(listed), collector.chunk):
             some = listed[start : start + collector.chunk]
-            evidence = collector.gather(some)
-            for detector in chosen:
-                before = time.perf_counter()
-                values[detector.name] += _score(detector, evidence, some, model)
-                scoring[detector.name] += time.perf_counter() - before
+            part = None if keep is None else keep / f"{start:06d}.json"
+            done = None if part is None else _kept(part, question)
+            if done is None:
+                gathering = dict(collector.seconds)
+                evidence = collector.gather(some)
+                done = _Part({}, {}, {})
+                for detector in chosen:
+                    before = time.perf_counter()
+                    done.scores[detector.name] = _score(detector, evidence, some, model)
+                    done.scoring[detector.name] = time.perf_counter() - before
+                for piece, total in collector.seconds.items():
+                    done.gathering[str(piece)] = total - gathering.get(piece, 0.0)
+                if part is not None:
+                    _keep(part, question, done)
+            for name, found in done.scores.items():
+                values[name] += found
+                scoring[name] += done.scoring[name]
+            for piece, seconds in done.gathering.items():
+                gathered[piece] = gathered.get(piece, 0.0) + seconds
             bar.update(len(some))
     rows: list[dict[str, Any]] = []
     for at, prompt in enumerate(listed):
@@ -196,7 +222,7 @@ def detect(
             alone = price(
                 needs.pieces, calls=collector.calls, seeds=seeds, branches=collector.branches
             )
-            taken = sum(collector.seconds.get(piece, 0.0) for piece in needs.pieces)
+            taken = sum(gathered.get(str(piece), 0.0) for piece in needs.pieces)
             rows.append(
                 {
                     "prompt_id": prompt.prompt_id,
@@ -210,6 +236,56 @@ def detect(
                 }
             )
     return Scores(TABLES["scores"].of_rows(rows), listed, chosen, collector.network.rows, long)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of some prompts: scores with reasons, and seconds, of each detector and piece."""
+
+    scores: dict[str, list[tuple[float, str | None]]]
+    scoring: dict[str, float]
+    gathering: dict[str, float]
+
+
+def _question(
+    model: Model, prompts: Sequence[Prompt], detectors: Sequence[Detector], *options: object
+) -> str:
+    """Return the digest of all that scores depend on; detectors show their variants and source."""
+    images = [[load_image(image).reference_id for image in prompt.images] for prompt in prompts]
+    parts = [
+        __version__,
+        model.digest,
+        [(p.prompt_id, p.text, names) for p, names in zip(prompts, images, strict=True)],
+        [(repr(d), d.formula, str(d.needs)) for d in detectors],
+        options,
+    ]
+    return hashlib.sha256(repr(parts).encode("utf-8", "replace")).hexdigest()
+
+
+def _kept(path: Path, question: str) -> _Part | None:
+    """Return a part kept earlier; None where there is none, or it answers another question."""
+    if not path.is_file():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["question"] != question:
+            return None
+        scores = {
+            name: [(float("nan") if score is None else score, reason) for score, reason in rows]
+            for name, rows in held["scores"].items()
+        }
+        return _Part(scores, held["scoring"], held["gathering"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, question: str, part: _Part) -> None:
+    scores = {
+        name: [(None if reason else score, reason) for score, reason in rows]
+        for name, rows in part.scores.items()
+    }
+    held = {"question": question, **asdict(part), "scores": scores}
+    write_atomically(path, json.dumps(held).encode())
 
 
 def _score(

@@ -6,8 +6,11 @@ every detector, rank. The folder then holds::
     study/               the run folder with samples and severity, unless one was given
     scores.parquet       table `scores`
     ranking.parquet      table `ranking`
+    agreement.parquet    table `agreement`
     leaderboard.md       the ranking to read
+    auc-against-cost.*   the ranking to look at, PNG and PDF
     bench.json           what was asked, how prompts were judged, how they were split
+    scoring/             scores so far, with which an interrupted benchmark goes on; gone at the end
 
 Contents: `leaderboard`, `COMBINATIONS`.
 """
@@ -21,15 +24,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Bool
 
 from mnemoscope import __version__
 from mnemoscope.detect import Notify, Scores, choose, detect
 from mnemoscope.detectors import Detector
+from mnemoscope.detectors.base import RELEASED
 from mnemoscope.errors import InputError
+from mnemoscope.mechanism.base import Points, Role, ScatterPanel
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt, embedded_prompts, load_prompts
-from mnemoscope.ranking import Ranking, difference, rank, shown, truth_of
+from mnemoscope.ranking import Ranking, difference, rank, require_both, shown, table, truth_of
+from mnemoscope.report.figures import save
 from mnemoscope.runs import Run, write_atomically
+from mnemoscope.stats import roc_auc
 from mnemoscope.study import Study
 from mnemoscope.study import run as run_study
 from mnemoscope.tables import TABLES
@@ -51,12 +59,14 @@ class Leaderboard:
         scores: The scores it is made of.
         run: The run with samples and severity.
         path: The folder.
+        seed: Seed of the split.
     """
 
     ranking: Ranking
     scores: Scores
     run: Run
     path: Path
+    seed: int = 0
 
 
 def leaderboard(
@@ -125,6 +135,8 @@ def leaderboard(
         raise InputError(f"the study in {str(run.path)!r} is of another model than {model.name!r}")
     measure = run.manifest.study["similarity"][0]
     truth = truth_of(run, guidance=guidance, measure=measure, cut=cut)
+    # Said before the scoring, which is what takes long.
+    require_both(truth)
     listed = _matching(prompts, truth.prompt_id)
     scores = detect(
         model,
@@ -137,6 +149,7 @@ def leaderboard(
         # Other noise than the study's: a sample must not be scored by its own start.
         seed=seed + 1,
         batch=batch,
+        keep=out / "scoring",
         notify=notify,
         progress=progress,
     )
@@ -151,8 +164,11 @@ def leaderboard(
         combine=COMBINATIONS,
         seed=seed,
     )
-    board = Leaderboard(ranking, scores, run, out)
-    _write(board, model, seed, seeds, guidance, steps, scheduler)
+    board = Leaderboard(ranking, scores, run, out, seed)
+    _write(board, model, seeds, guidance, steps, scheduler)
+    # Another version of a detector must not find what this one left.
+    for part in (out / "scoring").glob("*.json"):
+        part.unlink()
     return board
 
 
@@ -172,22 +188,119 @@ def _matching(prompts: str | Path | None, names: Sequence[str]) -> list[Prompt]:
     return [held[name] for name in names]
 
 
-def best_first_step(ranking: Ranking, detectors: Sequence[Detector]) -> tuple[str, str] | None:
+def best_first_step(
+    ranking: Ranking, scores: Scores, here: Bool[np.ndarray, " prompt"] | None = None
+) -> tuple[str, str] | None:
     """Return the best of ours and the best published among one-call prompt detectors.
+
+    Released variants do not compete: they are there to be compared with their own correct form.
+
+    Args:
+        ranking: The ranking.
+        scores: The scores.
+        here: Judged prompts to choose on; all of them where not given.
 
     Returns:
         Two names; None where one of the two kinds was not run.
     """
+    truth = ranking.truth
+    here = truth.judged if here is None else here & truth.judged
     found: dict[bool, tuple[float, str]] = {}
-    cheap = [d for d in detectors if d.kind == "prompt" and "baseline" not in d.source]
+    cheap = [d for d in scores.detectors if d.kind == "prompt" and "baseline" not in d.source]
     seeds = min((ranking.price[d.name] for d in cheap), default=0.0)
     for detector in cheap:
-        estimate = ranking.get(detector.name)
-        if estimate is None or ranking.price[detector.name] > seeds:
+        if ranking.price[detector.name] > seeds or detector.released:
             continue
-        ours = detector.source.startswith("ours")
-        found[ours] = max(found.get(ours, (-1.0, "")), (estimate.value, detector.name))
+        values = scores.of(detector.name)
+        use = here & np.isfinite(values)
+        value = roc_auc(values[use], truth.memorized[use]).value
+        if np.isfinite(value):
+            ours = detector.source.startswith("ours")
+            found[ours] = max(found.get(ours, (-1.0, "")), (value, detector.name))
     return (found[True][1], found[False][1]) if len(found) == 2 else None
+
+
+def _targets(board: Leaderboard) -> list[str]:
+    """Say by how much the best of ours exceeds the best published first-step detector."""
+    ranking, truth = board.ranking, board.ranking.truth
+    half = truth.half(board.seed)
+    parts: list[str] = []
+    for chosen, judged, told in (
+        (truth.judged, truth.judged, "chosen and judged on all prompts, which favours both"),
+        (half, truth.judged & ~half, "chosen on one half, judged on the other"),
+    ):
+        if (pair := best_first_step(ranking, board.scores, chosen)) is None:
+            continue
+        a, b = (board.scores.of(name)[judged] for name in pair)
+        prices = [f"{ranking.price[name]:.0f}" for name in pair]
+        parts.append(
+            f"- Best first-step detector of ours, `{pair[0]}` ({prices[0]} network calls a "
+            f"prompt), less the best published one, `{pair[1]}` ({prices[1]}): AUC "
+            f"{shown(difference(a, b, truth.memorized[judged]))}, {told}."
+        )
+    return parts
+
+
+def _released(board: Leaderboard) -> list[list[str]]:
+    """Set each released variant beside the correct form."""
+    ranking, truth = board.ranking, board.ranking.truth
+    places = {name: at + 1 for at, name in enumerate(ranking.names)}
+    rows: list[list[str]] = []
+    for name in places:
+        right = name.removesuffix(RELEASED)
+        if right == name or right not in places:
+            continue
+        a, b = (board.scores.of(n)[truth.judged] for n in (right, name))
+        gain = shown(difference(a, b, truth.memorized[truth.judged]))
+        aucs = [shown(ranking.get(n)) for n in (right, name)]
+        rows.append([f"`{right}`", *aucs, gain, f"{places[right]}", f"{places[name]}"])
+    return rows
+
+
+def picture(board: Leaderboard) -> ScatterPanel:
+    """Return AUC against cost, the detectors that none beats for less named."""
+    ranking = board.ranking
+    groups: dict[str, list[str]] = {}
+    for detector in board.scores.detectors:
+        estimate = ranking.get(detector.name)
+        if estimate is None or not np.isfinite(estimate.value):
+            continue
+        ours, baseline = detector.source.startswith("ours"), "baseline" in detector.source
+        label = "baselines" if baseline else "ours" if ours else "published"
+        label = "pair scores (take the image)" if detector.kind == "pair" else label
+        groups.setdefault(label, []).append(detector.name)
+    best, front = -1.0, list[str]()
+    for name in sorted(ranking.names, key=lambda n: (ranking.price[n], ranking.names.index(n))):
+        if (estimate := ranking.get(name)) is not None and estimate.value > best:
+            best = estimate.value
+            front.append(name)
+    roles: dict[str, Role] = {
+        "ours": "memorized", "published": "not memorized", "baselines": "control",
+    }  # fmt: skip
+    points = tuple(
+        Points(
+            label,
+            roles.get(label, "other"),
+            np.array([ranking.price[name] for name in names]),
+            np.array([_auc(ranking, name) for name in names]),
+            tuple(names),
+        )
+        for label, names in groups.items()
+    )
+    return ScatterPanel(
+        "What a detector's AUC costs",
+        "network calls a prompt, noise bank warm",
+        "AUC",
+        "Named are the detectors that no cheaper one equals.",
+        points,
+        named=tuple(front),
+        log_x=True,
+    )
+
+
+def _auc(ranking: Ranking, name: str) -> float:
+    estimate = ranking.get(name)
+    return float("nan") if estimate is None else estimate.value
 
 
 def summary(board: Leaderboard) -> str:
@@ -204,41 +317,65 @@ def summary(board: Leaderboard) -> str:
         ranking.markdown(),
         "",
     ]
+    if targets := _targets(board):
+        parts += ["First step, paired over prompts:", "", *targets, ""]
+    parts += [
+        "AUC by population (memorized / others; a level or a family counts its memorized prompts "
+        "against all others):",
+        "",
+        ranking.populations(),
+        "",
+        "Thresholds set for a false positive rate of 1 % on one half of the prompts, on the other "
+        "half (intervals: Wilson):",
+        "",
+        ranking.held(),
+        "",
+    ]
     calibrated = [line for line in ranking.lines if line.kind == "calibrated"]
     if calibrated:
+        rows = [
+            [f"`{name}`", shown(ranking.get(name, "auc", "judging half"))]
+            for line in calibrated
+            for name in (line.detector, *COMBINATIONS[line.detector])
+        ]
         parts += [
             "Weights fitted on one half of the prompts, AUC on the other, beside the single scores "
             "on the same half:",
             "",
-            "| detector | AUC, judging half |",
-            "|---|---|",
+            table(["detector", "AUC, judging half"], rows),
+            "",
         ]
-        for line in calibrated:
-            parts.append(f"| `{line.detector}` | {shown(line.estimate)} |")
-            for name in COMBINATIONS[line.detector]:
-                parts.append(f"| `{name}` | {shown(ranking.get(name, 'auc', 'judging half'))} |")
+    if rows := _released(board):
+        head = ["detector", "AUC", "AUC as released", "difference", "place", "place as released"]
+        parts += [
+            "What bugs of released codes do to the ranking:",
+            "",
+            table(head, rows),
+            "",
+        ]
+    parts += ["Rank agreement; all pairs are in agreement.parquet:", "", ranking.likeness(), ""]
+    if withheld := ranking.withheld():
+        parts += ["Withheld (–):", ""]
+        parts += [f"- {reason}: {_few(names)}" for reason, names in withheld.items()]
         parts.append("")
-    if pair := best_first_step(ranking, board.scores.detectors):
-        a, b = (board.scores.of(name)[truth.judged] for name in pair)
-        gain = difference(a, b, truth.memorized[truth.judged])
-        parts.append(
-            f"Best first-step detector of ours, `{pair[0]}`, less the best published one, "
-            f"`{pair[1]}`: AUC {shown(gain)}."
-        )
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    rest = f", and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + rest
 
 
 def _write(
     board: Leaderboard,
     model: Model,
-    seed: int,
     seeds: int,
     guidance: float,
     steps: int,
     scheduler: str,
 ) -> None:
     truth = board.ranking.truth
-    half = truth.half(seed)
+    half = truth.half(board.seed)
     facts = {
         "mnemoscope": __version__,
         "model": {"name": model.name, "digest": model.digest},
@@ -247,7 +384,7 @@ def _write(
         "guidance": guidance,
         "steps": steps,
         "scheduler": scheduler,
-        "seed": seed,
+        "seed": board.seed,
         "measure": truth.measure,
         "cut": truth.cut,
         "memorized": int((truth.judged & truth.memorized).sum()),
@@ -261,8 +398,13 @@ def _write(
         },
     }
     board.scores.write(board.path / "scores.parquet")
-    sink = io.BytesIO()
-    pq.write_table(TABLES["ranking"].of_rows(board.ranking.rows()), sink, compression="zstd")
-    write_atomically(board.path / "ranking.parquet", sink.getvalue())
+    for name, rows in (
+        ("ranking", board.ranking.rows()),
+        ("agreement", board.ranking.agreement_rows()),
+    ):
+        sink = io.BytesIO()
+        pq.write_table(TABLES[name].of_rows(rows), sink, compression="zstd")
+        write_atomically(board.path / f"{name}.parquet", sink.getvalue())
+    save([picture(board)], board.path / "auc-against-cost")
     write_atomically(board.path / "leaderboard.md", summary(board).encode())
     write_atomically(board.path / "bench.json", json.dumps(facts, indent=1).encode())

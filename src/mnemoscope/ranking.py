@@ -43,6 +43,9 @@ from mnemoscope.stats import (
 FPR = 0.01
 """False positive rate that true positive rates are quoted at."""
 
+HELD = ("held_tpr", "held_fpr")
+"""Metrics of a threshold that was set on the other half."""
+
 DRAWS = 1000
 """Bootstrap resamples; the ends of an interval are then good to about a tenth of its width."""
 
@@ -141,6 +144,20 @@ def truth_of(run: Tables, *, guidance: float, measure: str, cut: float = 0.5) ->
         guidance,
         measure,
     )
+
+
+def require_both(truth: Truth) -> None:
+    """Check that there are memorized prompts and others.
+
+    Raises:
+        InputError: If all judged prompts are of one class.
+    """
+    yes, no = _count(truth, truth.judged)
+    if not yes or not no:
+        raise InputError(
+            f"{yes} memorized prompts and {no} others at a cut of {truth.cut:g}; "
+            "a ranking needs both classes: add prompts, or another cut"
+        )
 
 
 def _float(value: float | int | None) -> float:
@@ -392,25 +409,85 @@ class Ranking:
             for line in self.lines
         ]
 
+    @property
+    def names(self) -> list[str]:
+        """Return the detectors, best AUC first; combinations, judged on one half, are not here."""
+        names = dict.fromkeys(line.detector for line in self.lines if line.population == "all")
+        return sorted(names, key=lambda name: -_order(self.get(name)))
+
     def markdown(self) -> str:
         """Return the leaderboard, best AUC first, as a Markdown table."""
-        names = list(
-            dict.fromkeys(line.detector for line in self.lines if line.population == "all")
-        )
-        names.sort(key=lambda name: -_order(self.get(name)))
-        head = "| detector | kind | AUC | TPR at 1 % FPR | AUC, like length | r with severity |"
-        parts = [f"{head} network calls | seconds |", "|---|---|---|---|---|---|---|---|"]
         kinds = {line.detector: line.kind for line in self.lines}
-        for name in names:
-            cells = [
-                shown(self.get(name, metric))
-                for metric in ("auc", "tpr", "auc_matched", "severity")
+        head = ["detector", "kind", "AUC", "TPR at 1 % FPR", "AUC, like length", "r with severity"]
+        rows = [
+            [
+                f"`{name}`",
+                kinds[name],
+                *(shown(self.get(name, m)) for m in ("auc", "tpr", "auc_matched", "severity")),
+                f"{self.price.get(name, math.nan):.0f}",
+                f"{self.seconds.get(name, math.nan):.3g}",
             ]
-            price, seconds = self.price.get(name, math.nan), self.seconds.get(name, math.nan)
-            parts.append(
-                f"| `{name}` | {kinds[name]} | {' | '.join(cells)} | {price:.0f} | {seconds:.3g} |"
-            )
-        return "\n".join(parts)
+            for name in self.names
+        ]
+        return table([*head, "network calls", "seconds"], rows)
+
+    def populations(self) -> str:
+        """Return the AUC of every detector over every population but all, as a Markdown table."""
+        found = dict.fromkeys(
+            line.population
+            for line in self.lines
+            if line.metric == "auc" and line.population not in ("all", "judging half")
+        )
+        counts = {
+            line.population: f"{line.population} ({line.memorized} / {line.others})"
+            for line in self.lines
+            if line.metric == "auc"
+        }
+        rows = [
+            [f"`{name}`", *(shown(self.get(name, "auc", part)) for part in found)]
+            for name in self.names
+        ]
+        return table(["detector", *(counts[part] for part in found)], rows)
+
+    def held(self) -> str:
+        """Return what thresholds of one half do on the other, as a Markdown table."""
+        rows = [
+            [f"`{name}`", *(shown(self.get(name, m, "judging half")) for m in HELD)]
+            for name in self.names
+        ]
+        return table(["detector", "true positive rate", "false positive rate"], rows)
+
+    def withheld(self) -> dict[str, list[str]]:
+        """Return why numbers are missing: the metrics and detectors, by reason."""
+        found: dict[str, list[str]] = {}
+        for line in self.lines:
+            if not math.isfinite(line.estimate.value):
+                what = f"{line.metric} of {line.detector}, {line.population}"
+                found.setdefault(line.estimate.reason or "not defined", []).append(what)
+        return found
+
+    def likeness(self) -> str:
+        """Return the detector that ranks prompts most alike, for each, as a Markdown table."""
+        both = {**self.agreement, **{(b, a): rho for (a, b), rho in self.agreement.items()}}
+        rows: list[list[str]] = []
+        for name in self.names:
+            others = {b: rho for (a, b), rho in both.items() if a == name and math.isfinite(rho)}
+            if others:
+                near = max(others, key=lambda other: others[other])
+                rows.append([f"`{name}`", f"`{near}`", f"{others[near]:.3f}"])
+        return table(["detector", "ranks most like", "Spearman's rho"], rows)
+
+    def agreement_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of table `agreement`."""
+        return [
+            {"detector": a, "other": b, "rho": _null(rho)} for (a, b), rho in self.agreement.items()
+        ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _order(estimate: Estimate | None) -> float:
@@ -458,13 +535,7 @@ def rank(
     Raises:
         InputError: If all judged prompts are of one class.
     """
-    yes = int((truth.judged & truth.memorized).sum())
-    no = int((truth.judged & ~truth.memorized).sum())
-    if not yes or not no:
-        raise InputError(
-            f"{yes} memorized prompts and {no} others at a cut of {truth.cut:g}; "
-            "a ranking needs both classes: add prompts, or another cut"
-        )
+    require_both(truth)
     half = truth.half(seed)
     lines: list[Line] = []
     for name, values in scores.items():
@@ -474,7 +545,7 @@ def rank(
         for metric in ("tpr", "auc_matched", "severity"):
             lines.append(_line(name, kinds[name], metric, "all", values, truth, everyone))
         found = held_out(values, truth, half)
-        for metric, estimate in zip(("held_tpr", "held_fpr"), found, strict=True):
+        for metric, estimate in zip(HELD, found, strict=True):
             rest = everyone & ~half
             lines.append(
                 Line(name, kinds[name], metric, "judging half", estimate, *_count(truth, rest))

@@ -433,6 +433,21 @@ _ALL = (
         ),
     ),
     Table(
+        "agreement",
+        "two detectors, written by `mnemoscope bench`",
+        (
+            Column("detector", pa.string(), "one detector"),
+            Column("other", pa.string(), "another"),
+            Column(
+                "rho",
+                pa.float64(),
+                "Spearman correlation of their scores over the prompts that both score",
+                "1",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (

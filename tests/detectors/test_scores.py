@@ -125,7 +125,7 @@ def test_first_step_scores_do_not_depend_on_guidance_but_confidence_does(model):
         for g in (1.0, 7.5)
     )
     moved = {n for n in names if not np.allclose(low.of(n), high.of(n), rtol=1e-4, equal_nan=True)}
-    assert moved <= {"confidence", "edge_consistency"}
+    assert moved <= {"confidence", "confidence:released_code", "edge_consistency"}
     assert "confidence" in moved
 
 
@@ -233,6 +233,78 @@ def test_a_model_without_unconditional_branch_has_no_gap(oracle):
     reasons = {row["detector"]: row["reason"] for row in scored.table.to_pylist()}
     assert "no unconditional branch" in reasons["gap_norm"]
     assert reasons["seed_agreement"] is None
+
+
+def test_without_an_unconditional_branch_every_detector_scores_or_says_why(oracle):
+    class Distilled:
+        has_uncond = False
+
+        def __getattr__(self, name):
+            return getattr(oracle, name)
+
+    scored = detect(Distilled(), ["target 0"], detectors=["all"], seeds=3, steps=5)
+    for row in scored.table.to_pylist():
+        assert (row["score"] is None) == bool(row["reason"]), row
+
+
+def test_released_variants_differ_from_the_correct_form_as_said(model):
+    names = ["gap_norm", "confidence", "sharpness", "attention_entropy:path"]
+    released = [f"{name}:released_code" for name in names]
+    found = detect(model, PROMPTS, detectors=[*names, *released, "anisotropy:released_code"],
+                   seeds=SEEDS, steps=STEPS)  # fmt: skip
+    single = [detect(model, PROMPTS, detectors=names, seeds=n, steps=STEPS) for n in (2, SEEDS)]
+    # Seed s means the same noise however many there are, so means tell what the last one had.
+    last = SEEDS * single[1].of("confidence") - 2 * single[0].of("confidence")
+    np.testing.assert_allclose(found.of("confidence:released_code"), last, rtol=1e-4)
+    root = np.sqrt(SEEDS) * found.of("gap_norm")
+    # A root of squares is at least the mean, and equals it only where all seeds agree.
+    assert (found.of("gap_norm:released_code") > root).all()
+    np.testing.assert_allclose(found.of("gap_norm:released_code"), root, rtol=0.05)
+    rounded = found.of("sharpness:released_code")
+    assert (rounded == torch.from_numpy(rounded).bfloat16().double().numpy()).all()
+    np.testing.assert_allclose(rounded, found.of("sharpness"), rtol=2**-7)
+    assert (found.of("attention_entropy:path:released_code")
+            <= found.of("attention_entropy:path") + 1e-9).all()  # fmt: skip
+
+
+def test_scores_go_on_where_they_were_interrupted(oracle, tmp_path):
+    prompts = ["target 0", "target 1", "never seen"]
+    options = {"detectors": ["gap_norm", "attention_entropy"], "seeds": 2, "steps": 5, "batch": 2}
+    plain = detect(oracle, prompts, **options)
+
+    class Interrupting:
+        calls = 0
+
+        def __getattr__(self, name):
+            return getattr(oracle, name)
+
+        def encode_prompts(self, texts):
+            self.calls += 1
+            if self.calls == 4:
+                raise KeyboardInterrupt
+            return oracle.encode_prompts(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        detect(Interrupting(), prompts, keep=tmp_path, **options)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept
+    assert len(kept) < len(prompts)
+    again = detect(oracle, prompts, keep=tmp_path, **options)
+    assert again.network_calls == plain.network_calls - 2 * len(kept)
+    for column in ("prompt_id", "detector", "score", "reason", "network_calls"):
+        assert again.table[column].to_pylist() == plain.table[column].to_pylist()
+
+
+def test_scores_kept_for_another_question_or_damaged_are_not_used(oracle, tmp_path):
+    options = {"detectors": ["gap_norm"], "seeds": 2, "steps": 5, "keep": tmp_path}
+    first = detect(oracle, ["target 0"], **options)
+    assert detect(oracle, ["target 0"], **options).network_calls < first.network_calls
+    for other in ({"seed": 1}, {"steps": 6}, {"detectors": ["gap_rms"]}):
+        assert detect(oracle, ["target 0"], **(options | other)).network_calls > 2
+    assert detect(oracle, ["target 1"], **options).of("gap_norm") != first.of("gap_norm")
+    next(tmp_path.iterdir()).write_text("{")
+    again = detect(oracle, ["target 0"], **options)
+    assert again.of("gap_norm") == first.of("gap_norm")
 
 
 def test_a_prompt_beyond_the_window_is_said(model):

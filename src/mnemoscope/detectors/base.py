@@ -34,6 +34,9 @@ from mnemoscope.errors import NeedsError
 
 T = TypeVar("T")
 
+RELEASED = ":released_code"
+"""How the name of a variant ends that computes what a released code does."""
+
 PerPrompt = Float[Tensor, " prompt"]
 
 
@@ -580,6 +583,9 @@ class Detector(ABC):
 
     source: ClassVar[str]
     """Author, year and equation, or "ours"."""
+
+    released: bool = False
+    """Whether it computes what a released code does, bugs included, to tell what they change."""
 
     @property
     @abstractmethod

@@ -5,30 +5,44 @@ Formula, at the first call, with the guided noise estimate::
     m = (1/n) sum_s (sigma / alpha)²·||eps_g||² / d
 
 It is the mean square of z_0 - z_1 when one Euler step leads from the largest noise to none in the
-variance-exploding scale. The released code keeps only the last seed's.
+variance-exploding scale. The released code keeps only the last seed's (confidence:released_code).
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, Path, PerPrompt, seed_mean
+from mnemoscope.detectors.base import (
+    RELEASED,
+    Detector,
+    Evidence,
+    Needs,
+    Path,
+    PerPrompt,
+    seed_mean,
+)
 
 
 @dataclass(frozen=True)
 class Confidence(Detector):
-    """The white-box attack on the first step."""
+    """The white-box attack on the first step.
 
+    Attributes:
+        released: Whether the last seed alone counts, as in the released code.
+    """
+
+    released: bool = False
     source: ClassVar[str] = "Webster 2023, arXiv 2305.08694, white-box attack"
 
     @property
     def name(self) -> str:
-        """Return "confidence"."""
-        return "confidence"
+        """Return "confidence", or the variant."""
+        return "confidence" + (RELEASED if self.released else "")
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        return "mean over seeds of (sigma / alpha)²·||eps_g||² / d, first call"
+        whose = "last seed's" if self.released else "mean over seeds of"
+        return f"{whose} (sigma / alpha)²·||eps_g||² / d, first call"
 
     @property
     def needs(self) -> Needs:
@@ -40,7 +54,8 @@ class Confidence(Detector):
         steps = evidence[Path(1)]
         alpha, sigma = steps.gram.level
         square = (sigma / alpha) ** 2 * steps.gram.square("eps_g") / steps.gram.d
-        return seed_mean(steps.per_seed(square)[:, :, 0])
+        each = steps.per_seed(square)[:, :, 0]
+        return each[:, -1] if self.released else seed_mean(each)
 
 
-DETECTORS = (Confidence(),)
+DETECTORS = (Confidence(), Confidence(released=True))

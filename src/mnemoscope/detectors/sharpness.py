@@ -5,14 +5,15 @@ branches::
 
     m = (1/n) sum_s ||H_D·s_D|| = (1/n) sum_s ||(J_c - J_u)·(eps_c - eps_u)|| / sigma²
 
-The released code keeps scores in bfloat16, which makes ties, and reads a v-prediction as a clean
-estimate; here all norms are float64 of noise estimates.
+The released code keeps scores in bfloat16, which makes ties (sharpness:released_code rounds as it
+does), and reads a v-prediction as a clean estimate; here all norms are float64 of noise estimates.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mnemoscope.detectors.base import (
+    RELEASED,
     Detector,
     Evidence,
     GapDerivative,
@@ -30,20 +31,24 @@ class Sharpness(Detector):
 
     Attributes:
         method: "jvp", or "difference" for a network without forward-mode derivatives.
+        released: Whether scores are rounded to bfloat16, as in the released code.
     """
 
     method: Literal["jvp", "difference"] = "jvp"
+    released: bool = False
     source: ClassVar[str] = "Jeon, Kim & No 2025 (ICML), arXiv 2412.04140"
 
     @property
     def name(self) -> str:
         """Return "sharpness", with the method unless it is exact."""
-        return "sharpness" if self.method == "jvp" else "sharpness:difference"
+        variant = RELEASED if self.released else ""
+        return ("sharpness" if self.method == "jvp" else "sharpness:difference") + variant
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        return "mean over seeds of ||(J_c - J_u)·gap|| / sigma², first call"
+        rounded = ", in bfloat16" if self.released else ""
+        return f"mean over seeds of ||(J_c - J_u)·gap|| / sigma², first call{rounded}"
 
     @property
     def needs(self) -> Needs:
@@ -53,7 +58,10 @@ class Sharpness(Detector):
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean norm."""
         sigma = evidence[Path(1)].gram.level.sigma[0]
-        return seed_mean(norms(evidence[GapDerivative(self.method)])) / sigma**2
+        size = norms(evidence[GapDerivative(self.method)]) / sigma**2
+        if self.released:
+            return seed_mean(size.bfloat16()).double()
+        return seed_mean(size)
 
 
-DETECTORS = (Sharpness(), Sharpness("difference"))
+DETECTORS = (Sharpness(), Sharpness("difference"), Sharpness(released=True))

@@ -155,6 +155,13 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
             points.x, points.y, s=26, color=look.colour, alpha=0.8, linewidths=0,
             marker=look.marker or "o", label=points.label,
         )  # fmt: skip
+        for name, x, y in zip(points.prompt_ids, points.x, points.y, strict=True):
+            if name in panel.named:
+                axes.annotate(
+                    name, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=6.5
+                )
+    if panel.log_x:
+        axes.set_xscale("symlog", linthresh=1)
     if panel.note:
         axes.text(
             0.98, 0.03, panel.note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8

@@ -61,7 +61,12 @@ class Points:
 
 @dataclass(frozen=True)
 class ScatterPanel:
-    """One dot a prompt."""
+    """One dot a prompt.
+
+    Attributes:
+        named: Those of the `prompt_ids` that are written beside their dots.
+        log_x: Whether x is logarithmic; from 0 to 1 it is linear.
+    """
 
     title: str
     x_label: str
@@ -69,6 +74,8 @@ class ScatterPanel:
     caption: str
     points: tuple[Points, ...]
     note: str = ""
+    named: tuple[str, ...] = ()
+    log_x: bool = False
 
 
 @dataclass(frozen=True)
