@@ -146,7 +146,22 @@ def test_rank_tells_populations_and_leaves_out_the_unjudged(world):
     assert found.get("absent", "auc", "judging half") is None
     assert found.markdown().index("`good`") < found.markdown().index("`weak`")
     assert -1 <= found.agreement["good", "weak"] <= 1
+    assert "level 6 against others (60 / 190)" in found.populations().splitlines()[0]
+    assert "describing captions (60 / 190)" in found.populations().splitlines()[0]
+    assert found.held().count("`good`") == 1
+    rho = f"{found.agreement['good', 'weak']:.3f}"
+    assert f"| `good` | `weak` | {rho} |" in found.likeness()
+    assert f"| `weak` | `good` | {rho} |" in found.likeness()
+    assert [row["rho"] for row in found.agreement_rows()] == [found.agreement["good", "weak"]]
     assert all(row["value"] is None or np.isfinite(row["value"]) for row in found.rows())
+
+
+def test_what_is_withheld_is_named_with_its_reason():
+    found = ranked(truth(np.arange(60) < 20), {"few": np.arange(60.0)})
+    reasons = found.withheld()
+    assert ["tpr of few, all"] in reasons.values()
+    assert any("at least 100" in reason for reason in reasons)
+    assert not any("auc of few, all" in names for names in reasons.values())
 
 
 def test_one_class_is_refused():

@@ -191,9 +191,10 @@ def _matching(prompts: str | Path | None, names: Sequence[str]) -> list[Prompt]:
 def best_first_step(
     ranking: Ranking, scores: Scores, here: Bool[np.ndarray, " prompt"] | None = None
 ) -> tuple[str, str] | None:
-    """Return the best of ours and the best published among one-call prompt detectors.
+    """Return the best of ours and the best published prompt detector that stop at the first call.
 
-    Released variants do not compete: they are there to be compared with their own correct form.
+    Published ones compete at any price beside that call, so that none is kept out by costing more.
+    Released variants do not: they are there to be compared with their own correct form.
 
     Args:
         ranking: The ranking.
@@ -206,10 +207,10 @@ def best_first_step(
     truth = ranking.truth
     here = truth.judged if here is None else here & truth.judged
     found: dict[bool, tuple[float, str]] = {}
-    cheap = [d for d in scores.detectors if d.kind == "prompt" and "baseline" not in d.source]
-    seeds = min((ranking.price[d.name] for d in cheap), default=0.0)
-    for detector in cheap:
-        if ranking.price[detector.name] > seeds or detector.released:
+    for detector in scores.detectors:
+        first = all(piece.calls in (0, 1) for piece in detector.needs.pieces)
+        rival = detector.kind == "prompt" and "baseline" not in detector.source
+        if not (first and rival) or detector.released:
             continue
         values = scores.of(detector.name)
         use = here & np.isfinite(values)

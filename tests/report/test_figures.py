@@ -37,6 +37,15 @@ def test_role_fixes_the_colour(panel: Panel, colour: str) -> None:
     assert drawn == figures.svg(panel, "a")
 
 
+def test_named_dots_are_written_beside_them_and_no_others() -> None:
+    points = Points("p", "memorized", np.array([0.0, 1, 10, 400, 9]), X, tuple("vwxyz"))
+    panel = ScatterPanel("t", "calls", "AUC", "c", (points,), named=("w", "y"), log_x=True)
+    root = ElementTree.fromstring(figures.svg(panel, "a"))
+    texts = ["".join(element.itertext()) for element in root.iter("text")]
+    assert {"w", "y"} <= set(texts)
+    assert not {"v", "x", "z"} & set(texts)
+
+
 def test_labels_stay_text() -> None:
     label = "<script>alert(1)</script> $x^2$ & \"quoted\" 'too'"
     root = ElementTree.fromstring(figures.svg(curve(label), "a"))
