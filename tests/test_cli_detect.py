@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from mnemoscope.cli import app
 from mnemoscope.errors import InputError
+from tests.tiny import tiny_folder
 
 
 @pytest.fixture
@@ -50,3 +51,43 @@ def test_list_names_detectors_and_refuses_what_it_does_not_know():
     assert "detectors: anisotropy" in invoke("list")
     with pytest.raises(InputError, match="detectors"):
         invoke("list", "detector")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+def test_explain_writes_a_page_for_each_prompt_named(tiny, tmp_path):
+    (tmp_path / "list.jsonl").write_text(
+        '{"prompt": "a <b>cat</b>", "prompt_id": "cat"}\n{"prompt": "a dog", "prompt_id": "dog"}\n'
+    )
+    small = ["--seeds", "1", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
+    chosen = ["--prompts", str(tmp_path / "list.jsonl"), "--ids", "cat"]
+    output = invoke("explain", tiny, *chosen, *small)
+    page = tmp_path / "out" / "prompt-cat" / "explanation.html"
+    assert str(page) in output
+    assert "a &lt;b&gt;cat&lt;/b&gt;" in page.read_text(encoding="utf-8")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prompt-cat"]
+    invoke("explain", tiny, "--prompt", "one", "--prompt", "x" * 100, *small)
+    assert (tmp_path / "out" / "prompt-00001" / "tokens.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "--prompt TEXT"),
+        (["--prompt", " "], "blank"),
+        (["--prompt", "a", "--ids", "b"], "one or the other"),
+        (["--ids", "nobody"], "--prompts FILE"),
+    ],
+)
+def test_explain_says_what_it_needs(given, told):
+    with pytest.raises(InputError, match=told):
+        invoke("explain", "oracle:memorizer", *given)
+
+
+def test_explain_knows_the_prompts_of_a_list(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"prompt": "a", "prompt_id": "cat"}\n')
+    with pytest.raises(InputError, match="cat"):
+        invoke("explain", "x", "--prompts", str(tmp_path / "list.jsonl"), "--ids", "cot")

@@ -195,6 +195,74 @@ def detect(
         )
 
 
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt; give it several times for several.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompt file; the embedded model brings its own.")
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Which of the file's prompts, prompt_id, comma-separated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/explained"),
+    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
+    steps: Annotated[int, typer.Option(help="Sampler updates.")] = 50,
+    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Seed that all noise derives from.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
+) -> None:
+    """Show which tokens and which places of a prompt's samples are memorized."""
+    from mnemoscope.explain import explain as show
+    from mnemoscope.models import load_model
+
+    chosen = _explained(model, prompt or [], prompts, ids)
+    loaded = load_model(model, device=device, dtype=dtype)
+    for one in chosen:
+        found = show(
+            loaded,
+            one,
+            seeds=seeds,
+            guidance=guidance,
+            steps=steps,
+            scheduler=scheduler,
+            seed=seed,
+        )
+        if found.window is not None:
+            typer.echo(
+                f"{one.prompt_id} exceeds the model's window of {found.window} tokens; what is "
+                "beyond it has no effect",
+                err=True,
+            )
+        typer.echo(found.write(out / f"prompt-{one.prompt_id}"))
+
+
+def _explained(model: str, given: list[str], prompts: Path | None, ids: str | None) -> list[Any]:
+    """Return the prompts to explain: those given, or those of a list that are named."""
+    from mnemoscope.prompts import Prompt, embedded_prompts, load_prompts
+
+    if given and (prompts is not None or ids is not None):
+        raise InputError("--prompt was given with --prompts or --ids; give one or the other")
+    if given:
+        if any(not text.strip() for text in given):
+            raise InputError("a blank --prompt was given; expected text")
+        return [Prompt(f"{at:05d}", text) for at, text in enumerate(given)]
+    if ids is None:
+        raise InputError("no prompt was named; give --prompt TEXT, or --ids of a list's prompts")
+    if prompts is None and not model.startswith("embedded"):
+        raise InputError(f"model {model!r} brings no prompts of its own; give --prompts FILE")
+    listed = embedded_prompts() if prompts is None else load_prompts(prompts)
+    known = {one.prompt_id: one for one in listed}
+    for name in _names(ids):
+        if name not in known:
+            raise InputError(did_you_mean(name, known, "prompt"))
+    return [known[name] for name in _names(ids)]
+
+
 bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
 
 

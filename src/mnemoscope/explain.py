@@ -11,22 +11,12 @@ Formulas, means over seeds::
 Attribution is taken at the first call, where the state is noise and depends on no guidance. The
 released code goes on along a path whose guidance scale is 1 - g, because it swaps the branches.
 
-Contents: `Token`, `Explanation`, `explain`.
+Contents: `explain`; what it returns is `mnemoscope.report.explanation.Explanation`.
 """
 
-import csv
-import io
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
 
 from mnemoscope.collect import Collector
 from mnemoscope.detectors.base import (
@@ -40,75 +30,7 @@ from mnemoscope.detectors.base import (
 from mnemoscope.errors import ModelError
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt
-from mnemoscope.runs import write_atomically
-
-
-@dataclass(frozen=True)
-class Token:
-    """One position of the text encoder's window.
-
-    Attributes:
-        position: The position, from 0.
-        text: The token; "" where the model does not tell.
-        attribution: How strongly the gap norm hangs on its embedding.
-        attention_first: Attention to it at the first call; NaN without cross-attention.
-        attention_last: Attention to it at the last call.
-    """
-
-    position: int
-    text: str
-    attribution: float
-    attention_first: float
-    attention_last: float
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Tokens and places.
-
-    Attributes:
-        prompt: The prompt.
-        tokens: All positions up to the first end token.
-        rest: Attribution of all positions behind it together, the padding.
-        maps: Maps by name; one missing could not be made, `missing` says why.
-        missing: Why a map is missing, by name.
-        pictures: The samples, RGB from 0 to 1.
-    """
-
-    prompt: str
-    tokens: tuple[Token, ...]
-    rest: float
-    maps: Mapping[str, Float[Tensor, "seed _ _"]]
-    missing: Mapping[str, str]
-    pictures: Float[Tensor, "seed 3 rows columns"]
-
-    def image(self, name: str) -> Image.Image:
-        """Draw a map over the samples: rows of sample, map, and sample where the map is bright.
-
-        The brightness runs from a map's smallest to its largest value, over all seeds.
-        """
-        values = self.maps[name]
-        low, high = values.min(), values.max()
-        bright = ((values - low) / (high - low).clamp_min(1e-12)).float()[:, None]
-        sized = F.interpolate(bright, self.pictures.shape[-2:], mode="bilinear")
-        grey = sized.expand(-1, 3, -1, -1)
-        rows = torch.cat([self.pictures, grey, self.pictures * (0.15 + 0.85 * sized)], dim=2)
-        sheet = torch.cat(list(rows.clamp(0, 1)), dim=2)
-        return Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-
-    def write(self, folder: str | Path) -> None:
-        """Write tokens.csv and a PNG a map."""
-        folder = Path(folder)
-        text = io.StringIO()
-        writer = csv.writer(text)
-        names = [field.name for field in fields(Token)]
-        writer.writerow(names)
-        writer.writerows([getattr(token, name) for name in names] for token in self.tokens)
-        write_atomically(folder / "tokens.csv", text.getvalue().encode("utf-8", "replace"))
-        for name in self.maps:
-            sink = io.BytesIO()
-            self.image(name).save(sink, "PNG")
-            write_atomically(folder / f"{name.replace(' ', '-')}.png", sink.getvalue())
+from mnemoscope.report.explanation import Explanation, Token
 
 
 def explain(
@@ -185,6 +107,7 @@ def explain(
         {name: value for name, value in made.items() if not isinstance(value, Absent)},
         {name: value.reason for name, value in made.items() if isinstance(value, Absent)},
         pictures[0],
+        model.window if collector.truncated[0] else None,
     )
 
 
