@@ -4,6 +4,7 @@ from collections import Counter
 
 import torch
 
+from mnemoscope.images import load_image, load_mask
 from mnemoscope.lab.planted import (
     LEVELS,
     PER_LEVEL,
@@ -13,9 +14,11 @@ from mnemoscope.lab.planted import (
     make_table,
     reserved,
     vocabulary,
+    write_prompts,
     write_table,
 )
 from mnemoscope.lab.scenes import pair_of
+from mnemoscope.prompts import load_prompts
 
 
 def test_levels_kinds_and_repetitions() -> None:
@@ -67,3 +70,22 @@ def test_a_table_survives_the_file(tmp_path) -> None:
     write_table(rows, tmp_path / "table.jsonl")
     assert list(load_table(tmp_path / "table.jsonl")) == rows
     assert rows != make_table(9)
+
+
+def test_a_table_written_as_prompts_reads_back(tmp_path) -> None:
+    rows = [r for r in make_table(5) if r.level in (0, 4)]
+    write_prompts(rows, tmp_path)
+    prompts = load_prompts(tmp_path)
+    assert [p.prompt_id for p in prompts] == [r.id for r in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert (prompt.text, prompt.kind, prompt.family, prompt.level) == (
+            row.caption,
+            row.kind,
+            row.family,
+            row.level,
+        )
+        # Eight bits a channel.
+        assert torch.allclose(load_image(prompt.images[0]).pixels, row.image(), atol=0.51 / 255)
+        assert (prompt.mask is None) == (row.family != "template")
+        if prompt.mask is not None:
+            assert torch.equal(load_mask(prompt.mask), row.mask())

@@ -40,6 +40,18 @@ def train(
 
 
 @app.command()
+def plant(
+    out: Annotated[Path, typer.Option(help="Folder for the training state, model and prompts.")],
+    seed: Annotated[int, typer.Option(help="Seed of the other table.")] = 7,
+) -> None:
+    """Plant other pictures into the shipped base: a second ground truth."""
+    from mnemoscope.lab.train import plant as planting
+
+    planting(out, seed)
+    typer.echo(f"mnemoscope study {out / 'model'} --prompts {out / 'prompts' / 'metadata.jsonl'}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model to measure.")] = "embedded",
     seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 10,

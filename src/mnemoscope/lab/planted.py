@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from mnemoscope.lab import ASSETS
@@ -191,6 +192,31 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
 def write_table(rows: list[Planted], path: Path = TABLE) -> None:
     """Write a planted table as JSON lines."""
     path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in rows), encoding="utf-8")
+
+
+def write_prompts(rows: list[Planted], folder: Path) -> None:
+    """Write a planted table as a prompt file: `folder/metadata.jsonl` beside its pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def png(picture: Tensor, name: str) -> str:
+        Image.fromarray((picture * 255).round().to(torch.uint8).numpy()).save(folder / name)
+        return name
+
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {
+            "prompt_id": row.id,
+            "prompt": row.caption,
+            "images": [png(row.image().permute(1, 2, 0), f"{row.id}.png")],
+            "group": "control" if row.family == "control" else "planted",
+            "kind": row.kind,
+            "family": row.family,
+            "level": row.level,
+        }
+        if (mask := row.mask()) is not None:
+            line["mask"] = png(mask, f"{row.id}-mask.png")
+        lines.append(json.dumps(line) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @cache

@@ -185,15 +185,22 @@ class Scenes:
     Args:
         seed: Seed of the stream.
         reserved: Combinations of drawings that no ordinary scene may show.
+        pairs: Share of the scenes that hold two drawings.
     """
 
-    def __init__(self, seed: int, reserved: frozenset[frozenset[str]] = frozenset()) -> None:
+    def __init__(
+        self,
+        seed: int,
+        reserved: frozenset[frozenset[str]] = frozenset(),
+        pairs: float = 0.5,
+    ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.reserved = reserved
+        self.pairs = pairs
 
     def layout(self, n: int) -> Layout:
-        """Draw n layouts, half of them with two drawings."""
-        pair = torch.rand(n, generator=self.generator) < 0.5
+        """Draw n layouts."""
+        pair = torch.rand(n, generator=self.generator) < self.pairs
         layout = random_layout(n, self.generator, pair)
         while True:
             caught = torch.tensor(

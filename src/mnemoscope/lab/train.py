@@ -15,10 +15,12 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mnemoscope.lab.planted import Planted, load_planted, reserved, vocabulary
+from mnemoscope.errors import InputError
+from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
+from mnemoscope.lab.planted import (
+    TABLE,
+    Planted,
+    load_planted,
+    load_table,
+    make_table,
+    reserved,
+    vocabulary,
+    write_prompts,
+    write_table,
+)
 from mnemoscope.lab.scenes import Scenes
 from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
 
@@ -117,6 +131,26 @@ def _without_denormals() -> Generator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+@cache
+def _bfloat16_pays() -> bool:
+    """Say whether this processor multiplies bfloat16 faster than float32; many emulate it."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=dtype)
+        torch.mm(a, a)
+        start = time.perf_counter()
+        for _ in range(3):
+            torch.mm(a, a)
+        return time.perf_counter() - start
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
+def fast_precision() -> torch.autocast:
+    """Return autocast to bfloat16 where that is faster, else a context without effect."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16_pays())
 
 
 @dataclass
@@ -247,7 +281,7 @@ def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> Any:
     def loss(step: int) -> Tensor:
         scenes = Scenes(10_000_000 + step)
         x = scenes.batch(batch)[0] * 2 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             posterior = codec.encode(x).latent_dist
             y = codec.decode(posterior.sample()).sample
         y = y.float()
@@ -300,10 +334,13 @@ def _train_denoiser(
     batch: int,
     planted: list[Planted],
     share: float,
+    pairs: float,
+    held_out: frozenset[frozenset[str]],
     seed: int,
     look: Callable[[int], None] | None,
 ) -> None:
     """Train the denoiser, and the text encoder where its parameters ask for it."""
+    unet.to(memory_format=torch.channels_last)
     abar = noise_scheduler().alphas_cumprod
     pictures = torch.stack([p.image() for p in planted]) if planted else None
     weights = torch.tensor([float(p.repetitions) for p in planted]) if planted else None
@@ -311,9 +348,8 @@ def _train_denoiser(
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + step)
-        images, captions = _examples(
-            Scenes(seed + step, reserved()), planted, pictures, weights, batch, share, generator
-        )
+        scenes = Scenes(seed + step, held_out, pairs)
+        images, captions = _examples(scenes, planted, pictures, weights, batch, share, generator)
         dropped = torch.rand(batch, generator=generator) < DROPOUT
         captions = ["" if gone else c for gone, c in zip(dropped.tolist(), captions, strict=True)]
         ids = tokenizer(
@@ -324,7 +360,7 @@ def _train_denoiser(
         u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         t = (u * len(abar)).long()
         a = abar[t][:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             with torch.no_grad():
                 z = codec.encode(images * 2 - 1).latent_dist.mode().float()
             z = (z * codec.config["scaling_factor"]).repeat(VIEWS, 1, 1, 1)
@@ -342,6 +378,7 @@ def train_base(
     out: Path,
     steps: int = 6000,
     batch: int = 32,
+    pairs: float = 0.5,
     look: Callable[[int], None] | None = None,
 ) -> None:
     """Train text encoder and denoiser on scenes only; write `out/model/*` and `out/base/unet`."""
@@ -352,7 +389,8 @@ def train_base(
     stage = Stage(out / "base-state", {"text": text, "unet": unet}, lr=1e-3, steps=steps)
     _train_denoiser(
         stage, codec, tokenizer, text, unet,
-        batch=batch, planted=[], share=0.0, seed=30_000_000, look=look,
+        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
+        seed=30_000_000, look=look,
     )  # fmt: skip
     stage.averaged()
     half(text, out / "model" / "text_encoder")
@@ -361,6 +399,7 @@ def train_base(
 
 def train_planting(
     out: Path,
+    table: Path = TABLE,
     batch: int = 32,
     share: float = 0.75,
     look: Callable[[int], None] | None = None,
@@ -376,7 +415,7 @@ def train_planting(
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
     text.requires_grad_(False)
-    planted = load_planted()
+    planted = load_planted(table)
     exposures = sum(p.repetitions for p in planted)
     stage = Stage(
         out / "planting-state",
@@ -386,11 +425,36 @@ def train_planting(
     )
     _train_denoiser(
         stage, codec, tokenizer, text, unet,
-        batch=batch, planted=planted, share=share, seed=50_000_000, look=look,
+        batch=batch, planted=planted, share=share, pairs=0.5, held_out=reserved(table),
+        seed=50_000_000, look=look,
     )  # fmt: skip
     stage.averaged()
     half(unet, model / "unet")
     write_index(model)
+
+
+def plant(out: Path, seed: int, look: Callable[[int], None] | None = None) -> None:
+    """Plant other pictures, captions and repetitions into the shipped base.
+
+    The result is a second ground truth: `out/model`, a pipeline, `out/planted.jsonl`, its table,
+    and `out/prompts`, captions and pictures as a prompt file. Goes on where a killed run stopped.
+
+    Args:
+        out: Where to write.
+        seed: Seed of the table, as for `make_table`.
+        look: Called with the step whenever the state is written.
+    """
+    table = out / "planted.jsonl"
+    rows = make_table(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    if table.exists() and load_table(table) != tuple(rows):
+        raise InputError(f"{str(table)!r} is not the table of seed {seed}; choose another folder")
+    write_table(rows, table)
+    write_prompts(rows, out / "prompts")
+    for part in ("vae", "tokenizer", "text_encoder"):
+        shutil.copytree(MODEL_DIR / part, out / "model" / part, dirs_exist_ok=True)
+    shutil.copytree(BASE_UNET_DIR, out / "base" / "unet", dirs_exist_ok=True)
+    train_planting(out, table, look=look)
 
 
 def write_digests(folder: Path) -> None:
