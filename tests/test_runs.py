@@ -161,6 +161,14 @@ def test_batch_and_device_may_change(tmp_path):
         assert len(writer.finished()) == 3
 
 
+def test_an_option_that_came_later_is_taken_as_not_asked_for():
+    older = manifest()
+    newer = manifest(study=older.study | {"filmstrip": 0})
+    assert older.differences(newer) == newer.differences(older) == []
+    asked = manifest(study=older.study | {"filmstrip": 16})
+    assert older.differences(asked) == ["filmstrip: 0 there, 16 here"]
+
+
 def test_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(RunError, match="not empty"), Writer.open(tmp_path, manifest()):

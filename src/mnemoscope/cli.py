@@ -106,6 +106,10 @@ def report(
         Path | None,
         typer.Option(help="Second run folder: write the page that holds the two side by side."),
     ] = None,
+    leaderboard: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `bench detectors` on the same model, shown in the page."),
+    ] = None,
 ) -> None:
     """Write the page of a run, or of two runs held against each other."""
     from mnemoscope.report import compare as write_both
@@ -116,7 +120,14 @@ def report(
     if compare is not None:
         typer.echo(write_both(first, open_run(compare), out, redact_images=redact_images))
     else:
-        typer.echo(write(first, out, single_file=single_file, redact_images=redact_images))
+        page = write(
+            first,
+            out,
+            single_file=single_file,
+            redact_images=redact_images,
+            leaderboard=leaderboard,
+        )
+        typer.echo(page)
 
 
 @app.command()

@@ -5,8 +5,9 @@ Layout, one WebP picture a sample::
     row      a branch: unconditional, conditional, guided     (those that differ)
     column   a call of the path, spread evenly from the first to the last
 
-It exists to be looked at, so it is small and lossy: frames shrink and quality falls until it fits
-`BYTES`.
+It exists to be looked at, so it is small: frames shrink and quality falls until it fits `BYTES`.
+What fits as it is stays exact, since lossy WebP halves the resolution of colour, which is all there
+is to see in a frame of a few pixels.
 
 Contents: `spread`, `branches`, `encode`.
 """
@@ -89,9 +90,11 @@ def encode(frames: Float[Tensor, "branch call 3 h w"]) -> tuple[bytes, int]:
         grid = small.permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)
         pixels = (grid.clamp(0, 1) * 255).round().to(torch.uint8)
         picture = Image.fromarray(pixels.numpy())
-        for quality in QUALITIES:
+        # Above this size it seldom fits, and trying costs time for every sample.
+        exact = [{"lossless": True}] if pixels.nbytes <= BYTES else []
+        for how in (*exact, *({"quality": quality} for quality in QUALITIES)):
             buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", quality=quality, method=4)
+            picture.save(buffer, "WEBP", method=4, **how)
             data = buffer.getvalue()
             if len(data) <= BYTES:
                 return data, side

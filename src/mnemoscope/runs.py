@@ -46,6 +46,9 @@ from mnemoscope.tables import SCHEMA, Table, table_named
 MANIFEST, CONSTANTS, COMMITS, LOCK = "manifest.json", "constants.safetensors", "commits", ".lock"
 Status = Literal["started", "interrupted", "complete"]
 
+UNASKED = {"filmstrip": 0}
+"""Options that folders of this schema may lack, since they came later, and what was done then."""
+
 
 class Manifest(BaseModel):
     """What is known of a run as a whole.
@@ -93,11 +96,12 @@ class Manifest(BaseModel):
 
         Batch size, device and folder may differ: the same tables come out.
         """
+        mine, others = UNASKED | self.study, UNASKED | other.study
         found = [
-            f"{name}: {self.study.get(name)!r} there, {other.study.get(name)!r} here"
-            for name in sorted(self.study.keys() | other.study.keys())
+            f"{name}: {mine.get(name)!r} there, {others.get(name)!r} here"
+            for name in sorted(mine.keys() | others.keys())
             if name not in ("batch", "device", "out", "prompts")
-            and self.study.get(name) != other.study.get(name)
+            and mine.get(name) != others.get(name)
         ]
         if self.prompts != other.prompts:
             found.append("prompts or training images")

@@ -1,6 +1,6 @@
 """One run folder and its pages, made once for all tests of the report."""
 
-import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -42,9 +42,5 @@ def both(whole_run: Run, mended_run: Run, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """Return the source of axe-core, the accessibility checker, where it is installed."""
-    folder = Path(__file__).parents[2] / "node_modules" / "axe-core"
-    if not (folder / "axe.min.js").exists():
-        npm = "" if shutil.which("npm") else ", which needs npm"
-        pytest.skip(f"axe-core is not installed: npm install --no-save axe-core{npm}")
-    return (folder / "axe.min.js").read_text("utf-8")
+    """Return the source of axe-core, the accessibility checker."""
+    return (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")

@@ -280,6 +280,26 @@ def test_an_older_run_still_opens(web: Browser, folder: Path, tmp_path: Path) ->
     assert web.until("return document.querySelector('#prompt-title')?.textContent")
 
 
+def violations(web: Browser, axe: str) -> list[list[str]]:
+    web.run(axe + "; window.axe = axe || module.exports;")
+    found = web.run_async(
+        "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(r => done("
+        "JSON.stringify(r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html"
+        ".slice(0, 200), v.nodes[0].failureSummary]))))"
+    )
+    return json.loads(found)
+
+
+def test_the_checker_sees_what_is_wrong(web: Browser, both: Path, axe: str) -> None:
+    # An empty list is only worth something if a page that is wrong fills it.
+    web.open(both)
+    web.run(
+        "document.documentElement.removeAttribute('lang');"
+        "document.querySelector('h1').style.color = 'color-mix(in srgb, var(--paper), gray 5%)'"
+    )
+    assert {"html-has-lang", "color-contrast"} <= {found[0] for found in violations(web, axe)}
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_accessible(
@@ -293,14 +313,14 @@ def test_accessible(
     ):
         web.open(path, fragment)
         web.until(ready)
-        web.run(axe + "; window.axe = axe || module.exports;")
-        found = json.loads(
-            web.run_async(
-                "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(r => done("
-                "JSON.stringify(r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html"
-                ".slice(0, 200), v.nodes[0].failureSummary]))))"
-            )
+        # What is folded away or shown in another view is part of the page as well.
+        web.run(
+            "for (const e of document.querySelectorAll('details')) e.open = true;"
+            "document.querySelector('input[value=table]')?.click()"
         )
-        assert found == [], found
+        assert violations(web, axe) == []
         # Nothing is wider than a phone, or the reader scrolls in two directions.
         assert web.run("return document.documentElement.scrollWidth") <= width
+    web.open(single)
+    web.until("return document.querySelectorAll('#list .card').length === 16")
+    assert violations(web, axe) == []

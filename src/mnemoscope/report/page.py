@@ -37,6 +37,7 @@ from mnemoscope.errors import RunError
 from mnemoscope.mechanism import Finding
 from mnemoscope.mechanism.base import Check, Panel
 from mnemoscope.report import argument, figures
+from mnemoscope.report.board import Board, board
 from mnemoscope.report.details import Details
 from mnemoscope.report.explorer import Explorer, explorer
 from mnemoscope.report.export import Download, downloads
@@ -114,6 +115,7 @@ def report(
     *,
     single_file: bool = False,
     redact_images: bool = False,
+    leaderboard: str | Path | None = None,
 ) -> Path:
     """Write the page of a run.
 
@@ -122,12 +124,15 @@ def report(
         out: Folder of the report; `report` within the run's where not given.
         single_file: Write one HTML file that holds everything, and nothing beside it.
         redact_images: Show digest and similarity in place of every picture.
+        leaderboard: Folder that `mnemoscope bench detectors` wrote on the same model; the one the
+            run lies in where not given and it is one.
 
     Returns:
         Path of the page.
 
     Raises:
-        RunError: If a table is damaged or the folder cannot be written.
+        RunError: If a table or the leaderboard is damaged, the leaderboard is of another model, or
+            the folder cannot be written.
 
     Source: ours.
     """
@@ -136,6 +141,7 @@ def report(
         name: run.table(name).to_pylist() if name in TABLES else [] for name in READ
     }
     measure = str(run.manifest.study["similarity"][0])
+    ranked = board(run, leaderboard)
     record = mechanism.read(run)
     findings = mechanism.analyse(record)
     if not rows["statistics"]:
@@ -155,8 +161,11 @@ def report(
         sections = _sections(findings, figures_at)
         severity = _severity(rows, found, findings, figures_at)
         parts = _embedded(details) if single_file else _beside(details, folder)
+        severity["board"] = _drawn(
+            [ranked.panel] if ranked and ranked.panel else [], "0-board", figures_at
+        )
         files = downloads(run, None if single_file else folder / "tables")
-        page = _render(run, found, shown, parts, sections, severity, rows["null"], files)
+        page = _render(run, found, shown, parts, sections, severity, rows["null"], files, ranked)
         target = folder / ("report.html" if single_file else "index.html")
         write_atomically(target, page.encode())
     except OSError as error:
@@ -312,6 +321,7 @@ def _render(
     severity: Mapping[str, Sequence[Drawn]],
     nulls: Sequence[Row],
     files: Sequence[Download],
+    ranked: Board | None,
 ) -> str:
     style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
     checks = [check for section in sections.values() for check in section.finding.checks]
@@ -347,6 +357,7 @@ def _render(
             checks_said=_count(checks),
             severity=severity,
             downloads=files,
+            ranked=ranked,
             glossary=argument.GLOSSARY,
             interval=interval,
         )
