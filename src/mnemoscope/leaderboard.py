@@ -264,15 +264,19 @@ def picture(board: Leaderboard) -> ScatterPanel:
     groups: dict[str, list[str]] = {}
     for detector in board.scores.detectors:
         estimate = ranking.get(detector.name)
+        if detector.released:
+            continue
         if estimate is None or not np.isfinite(estimate.value):
             continue
         ours, baseline = detector.source.startswith("ours"), "baseline" in detector.source
         label = "baselines" if baseline else "ours" if ours else "published"
         label = "pair scores (take the image)" if detector.kind == "pair" else label
         groups.setdefault(label, []).append(detector.name)
+    drawn = {name for names in groups.values() for name in names}
     best, front = -1.0, list[str]()
     for name in sorted(ranking.names, key=lambda n: (ranking.price[n], ranking.names.index(n))):
-        if (estimate := ranking.get(name)) is not None and estimate.value > best:
+        estimate = ranking.get(name) if name in drawn else None
+        if estimate is not None and estimate.value > best:
             best = estimate.value
             front.append(name)
     roles: dict[str, Role] = {

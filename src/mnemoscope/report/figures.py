@@ -155,17 +155,46 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
             points.x, points.y, s=26, color=look.colour, alpha=0.8, linewidths=0,
             marker=look.marker or "o", label=points.label,
         )  # fmt: skip
-        for name, x, y in zip(points.prompt_ids, points.x, points.y, strict=True):
-            if name in panel.named:
-                axes.annotate(
-                    name, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=6.5
-                )
     if panel.log_x:
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if panel.named:
+        _name_points(axes, panel)
     if panel.note:
         axes.text(
             0.98, 0.03, panel.note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8
         )
+
+
+def _name_points(axes: Axes, panel: ScatterPanel) -> None:
+    """Write names up and to the left of their points, each a line above the one to its left."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))
+    line = 8 * axes.figure.dpi / 72
+    floor = -math.inf
+    for name, x, y in sorted(
+        (
+            (name, x, y)
+            for points in panel.points
+            for name, x, y in zip(points.prompt_ids, points.x, points.y, strict=True)
+            if name in panel.named
+        ),
+        key=lambda named: named[1],
+    ):
+        across, up = axes.transData.transform((x, y))
+        at = max(up + line / 2, floor + line)
+        left = axes.transAxes.inverted().transform((across, up))[0] < 0.2
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(7 if left else -7, (at - up) * 8 / line),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            va="bottom",
+            fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "shrinkA": 0, "shrinkB": 0},
+        )
+        floor = at
 
 
 def _draw_bars(axes: Axes, panel: BarPanel) -> None:
