@@ -31,10 +31,13 @@ from mnemoscope.detect import Notify, Scores, choose, detect
 from mnemoscope.detectors import Detector
 from mnemoscope.detectors.base import RELEASED
 from mnemoscope.errors import InputError
-from mnemoscope.mechanism.base import Points, Role, ScatterPanel
+from mnemoscope.mechanism.base import ScatterPanel
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt, embedded_prompts, load_prompts
 from mnemoscope.ranking import Ranking, difference, rank, require_both, shown, table, truth_of
+from mnemoscope.report.board import PAIRS, Place
+from mnemoscope.report.board import RELEASED as RELEASED_CODE
+from mnemoscope.report.board import picture as place_detectors
 from mnemoscope.report.figures import save
 from mnemoscope.runs import Run, write_atomically
 from mnemoscope.stats import roc_auc
@@ -261,51 +264,26 @@ def _released(board: Leaderboard) -> list[list[str]]:
 def picture(board: Leaderboard) -> ScatterPanel:
     """Return AUC against cost, the detectors that none beats for less named."""
     ranking = board.ranking
-    groups: dict[str, list[str]] = {}
-    for detector in board.scores.detectors:
-        estimate = ranking.get(detector.name)
-        if detector.released:
-            continue
-        if estimate is None or not np.isfinite(estimate.value):
-            continue
-        ours, baseline = detector.source.startswith("ours"), "baseline" in detector.source
-        label = "baselines" if baseline else "ours" if ours else "published"
-        label = "pair scores (take the image)" if detector.kind == "pair" else label
-        groups.setdefault(label, []).append(detector.name)
-    drawn = {name for names in groups.values() for name in names}
-    best, front = -1.0, list[str]()
-    for name in sorted(ranking.names, key=lambda n: (ranking.price[n], ranking.names.index(n))):
-        estimate = ranking.get(name) if name in drawn else None
-        if estimate is not None and estimate.value > best:
-            best = estimate.value
-            front.append(name)
-    roles: dict[str, Role] = {
-        "ours": "memorized", "published": "not memorized", "baselines": "control",
-    }  # fmt: skip
-    points = tuple(
-        Points(
-            label,
-            roles.get(label, "other"),
-            np.array([ranking.price[name] for name in names]),
-            np.array([_auc(ranking, name) for name in names]),
-            tuple(names),
-        )
-        for label, names in groups.items()
-    )
-    return ScatterPanel(
-        "What a detector's AUC costs",
-        "network calls a prompt, noise bank warm",
-        "AUC",
-        "Named are the detectors that no cheaper one equals.",
-        points,
-        named=tuple(front),
-        log_x=True,
+    return place_detectors(
+        [
+            Place(detector.name, origin, ranking.price[detector.name], estimate.value)
+            for detector in board.scores.detectors
+            if (origin := _origin(detector)) != RELEASED_CODE
+            and (estimate := ranking.get(detector.name)) is not None
+            and np.isfinite(estimate.value)
+        ]
     )
 
 
-def _auc(ranking: Ranking, name: str) -> float:
-    estimate = ranking.get(name)
-    return float("nan") if estimate is None else estimate.value
+def _origin(detector: Detector) -> str:
+    """Say who a detector comes from, or that it takes the image."""
+    if detector.released:
+        return RELEASED_CODE
+    if detector.kind == "pair":
+        return PAIRS
+    if "baseline" in detector.source:
+        return "baselines"
+    return "ours" if detector.source.startswith("ours") else "published"
 
 
 def summary(board: Leaderboard) -> str:
@@ -395,6 +373,7 @@ def _write(
         "memorized": int((truth.judged & truth.memorized).sum()),
         "others": int((truth.judged & ~truth.memorized).sum()),
         "left_out": int((~truth.judged).sum()),
+        "origins": {detector.name: _origin(detector) for detector in board.scores.detectors},
         "split": {
             "rule": "first byte of SHA-256 of 'SEED/PROMPT_ID' even: thresholds and weights; "
             "odd: judging",

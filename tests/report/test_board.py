@@ -33,7 +33,8 @@ def write(folder: Path, digest: str = "0" * 64) -> Path:
     ]  # fmt: skip
     pq.write_table(TABLES["ranking"].of_rows(rows), folder / "ranking.parquet")
     facts = {"model": {"digest": digest}, "cut": 0.5, "measure": "l2", "guidance": 7.5,
-             "memorized": 6, "others": 10, "left_out": 0}  # fmt: skip
+             "memorized": 6, "others": 10, "left_out": 0,
+             "origins": {"cheap": "ours", "dear": "published"}}  # fmt: skip
     (folder / "bench.json").write_text(json.dumps(facts))
     return folder
 
@@ -43,6 +44,7 @@ def test_best_comes_first_and_price_buys(whole_run: Run, tmp_path: Path) -> None
     assert found is not None
     assert [line.auc for line in found.lines] == [0.93, 0.8, 0.61]
     assert found.panel is not None
+    assert found.panel.named == ("cheap", "dear")
     # The third costs more than the second and tells less, so nobody should buy it.
     assert "cheap (4 calls, AUC 0.610); dear (200 calls, AUC 0.930)." in found.panel.caption
 
@@ -53,7 +55,8 @@ def test_page_shows_it_and_its_text_stays_text(whole_run: Run, tmp_path: Path) -
     text = page.read_text("utf-8")
     assert '<section id="detectors">' in text
     assert "0.860 to 0.960" in text
-    assert 'title="6 positives">not measured' in text
+    assert "Withheld: 6 positives." in text
+    assert 'title="6 positives">withheld' in text
     assert HOSTILE not in text
     assert 'data-name="0-board-1"' in text
 

@@ -3,7 +3,7 @@
 The folder is what `mnemoscope bench detectors` writes; it belongs to a run where its `bench.json`
 names the same weights.
 
-Contents: `Board`, `board`.
+Contents: `Board`, `board`, `Place`, `picture`.
 """
 
 import json
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnemoscope.errors import RunError
-from mnemoscope.mechanism.base import Points, ScatterPanel
+from mnemoscope.mechanism.base import Points, Role, ScatterPanel
 from mnemoscope.report.text import number, visible
 from mnemoscope.runs import Run
 from mnemoscope.tables import TABLES
@@ -29,7 +29,34 @@ TOLD = ("cut", "measure", "guidance", "memorized", "others", "left_out")
 METRICS = ("auc", "tpr", "auc_matched", "severity")
 """Metrics of the table, in the order of its columns."""
 
+PAIRS, RELEASED = "pair scores (take the image)", "released code"
+"""Origins of detectors beside "ours", "published" and "baselines"."""
+
+ROLES: dict[str, Role] = {
+    "ours": "memorized",
+    "published": "not memorized",
+    "baselines": "control",
+}
+"""Looks of the origins in the picture."""
+
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a detector stands in the picture.
+
+    Attributes:
+        detector: Its name.
+        origin: Who it comes from, or what it takes.
+        calls: Network calls a prompt.
+        auc: Its AUC.
+    """
+
+    detector: str
+    origin: str
+    calls: float
+    auc: float
 
 
 @dataclass(frozen=True)
@@ -70,11 +97,13 @@ class Board:
         lines: Detectors, best AUC first.
         facts: How prompts were judged: the entries `TOLD` of `bench.json`.
         panel: AUC against price; None where no detector has both.
+        reasons: Why numbers of the table are withheld.
     """
 
     lines: tuple[Line, ...]
     facts: dict[str, Any]
     panel: ScatterPanel | None
+    reasons: tuple[str, ...]
 
 
 def board(run: Run, folder: str | Path | None) -> Board | None:
@@ -120,7 +149,7 @@ def board(run: Run, folder: str | Path | None) -> Board | None:
             f"there, {run.manifest.model['digest'][:16]} here); give the one of this model"
         )
     lines = tuple(sorted(_lines(rows), key=lambda line: -(-1.0 if line.auc is None else line.auc)))
-    return Board(lines, told, _panel(lines))
+    return Board(lines, told, _panel(lines, facts.get("origins", {})), _reasons(rows))
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:
@@ -146,31 +175,47 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
     return found
 
 
-def _panel(lines: Sequence[Line]) -> ScatterPanel | None:
-    placed = [line for line in lines if line.auc is not None and line.calls]
-    if not placed:
-        return None
-    best: list[str] = []
-    reached = -1.0
-    for line in sorted(placed, key=lambda line: (line.calls or 0.0, -(line.auc or 0.0))):
-        if (line.auc or 0.0) > reached:
-            reached = line.auc or 0.0
-            best.append(f"{line.detector} ({number(line.calls)} calls, AUC {number(line.auc)})")
+def _reasons(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return each reason of the table's numbers once."""
+    here = (row for row in rows if row["metric"] in METRICS and row["population"] == "all")
+    return tuple(dict.fromkeys(row["reason"] for row in here if row["reason"]))
+
+
+def _panel(lines: Sequence[Line], origins: Mapping[str, Any]) -> ScatterPanel | None:
+    placed = [
+        Place(line.detector, str(origins.get(line.detector, line.kind)), line.calls, line.auc)
+        for line in lines
+        if line.auc is not None and line.calls is not None and line.kind != "calibrated"
+    ]
+    return picture([place for place in placed if place.origin != RELEASED]) if placed else None
+
+
+def picture(places: Sequence[Place]) -> ScatterPanel:
+    """Return AUC against cost, the detectors named that no cheaper one equals."""
+    front: list[Place] = []
+    for place in sorted(places, key=lambda place: (place.calls, -place.auc)):
+        if not front or place.auc > front[-1].auc:
+            front.append(place)
+    bought = "; ".join(
+        f"{p.detector} ({number(p.calls)} calls, AUC {number(p.auc)})" for p in front
+    )
     groups = [
         Points(
-            kind,
-            "other",
-            np.log10([line.calls or 1.0 for line in placed if line.kind == kind]),
-            np.array([line.auc or 0.0 for line in placed if line.kind == kind]),
-            tuple(line.detector for line in placed if line.kind == kind),
+            origin,
+            ROLES.get(origin, "other"),
+            np.array([place.calls for place in places if place.origin == origin]),
+            np.array([place.auc for place in places if place.origin == origin]),
+            tuple(place.detector for place in places if place.origin == origin),
         )
-        for kind in dict.fromkeys(line.kind for line in placed)
+        for origin in dict.fromkeys(place.origin for place in places)
     ]
     return ScatterPanel(
-        "What a detector tells, against its price",
-        "network calls a prompt, log₁₀",
+        "What a detector's AUC costs",
+        "network calls a prompt, noise bank warm",
         "AUC",
         "One dot a detector: the chance that a memorized prompt scores above another, against the "
-        "network calls it takes. Nothing cheaper is better than " + "; ".join(best) + ".",
+        f"network calls it takes. Nothing cheaper equals {bought}.",
         tuple(groups),
+        named=tuple(place.detector for place in front),
+        log_x=True,
     )
