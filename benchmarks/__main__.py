@@ -2,7 +2,9 @@
 
 import sys
 
-from benchmarks import decomposition, detection, memory, record_size, study_overhead
+from benchmarks import decomposition, detection, memory, pages, record_size, study_overhead
 
-kept = [part.main() for part in (decomposition, record_size, detection, study_overhead, memory)]
+kept = [
+    part.main() for part in (decomposition, record_size, detection, study_overhead, pages, memory)
+]
 sys.exit(not all(kept))

@@ -116,5 +116,5 @@ def _texts(model: Model, prompt: str, end: int) -> list[str]:
     if tokenizer is None:
         return [""] * (end + 1)
     ids = tokenizer(prompt, truncation=True, max_length=model.window).input_ids
-    texts = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
+    texts = [str(tokenizer.decode([piece])).strip() for piece in ids]
     return [*texts, *[""] * (end + 1 - len(texts))]

@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
+from mnemoscope.errors import InputError
 from mnemoscope.images import load_image, load_mask
 from mnemoscope.lab.planted import (
     LEVELS,
@@ -12,6 +14,7 @@ from mnemoscope.lab.planted import (
     load_planted,
     load_table,
     make_table,
+    more_controls,
     reserved,
     vocabulary,
     write_prompts,
@@ -89,3 +92,19 @@ def test_a_table_written_as_prompts_reads_back(tmp_path) -> None:
         assert (prompt.mask is None) == (row.family != "template")
         if prompt.mask is not None:
             assert torch.equal(load_mask(prompt.mask), row.mask())
+
+
+def test_further_controls_are_new_and_describe_their_picture() -> None:
+    table = load_table()
+    more = more_controls(table, 120, seed=1)
+    named = [pair_of(row.caption) for row in more]
+    assert len(set(named)) == 120
+    assert not set(named) & {pair_of(row.caption) for row in table}
+    assert {(row.family, row.level, row.repetitions) for row in more} == {("control", 0, 0)}
+    assert len({row.id for row in (*table, *more)}) == len(table) + 120
+    assert len({row.image().numpy().tobytes() for row in more}) == 120
+    assert more == more_controls(table, 120, seed=1)
+    assert more != more_controls(table, 120, seed=2)
+    assert more_controls(table, 0, seed=1) == []
+    with pytest.raises(InputError, match=r"5000 further controls asked for; expected 0 to \d+"):
+        more_controls(table, 5000, seed=1)

@@ -1,9 +1,11 @@
 """Training: a killed stage goes on as if it had never stopped."""
 
+import pytest
 import torch
 from torch import nn
 
-from mnemoscope.lab.train import Stage
+from mnemoscope.errors import InputError
+from mnemoscope.lab.train import Stage, plant
 
 
 def _stage(folder, steps: int) -> tuple[Stage, nn.Linear]:
@@ -51,3 +53,9 @@ def test_training_lowers_the_loss_and_the_average_follows(tmp_path) -> None:
     assert float(_loss(network)(10_000)) < before / 2
     stage.averaged()
     assert float(_loss(network)(10_000)) < before
+
+
+def test_the_shipped_table_is_no_second_ground_truth(tmp_path) -> None:
+    with pytest.raises(InputError, match="seed 7 draws the table that ships"):
+        plant(tmp_path / "out", seed=7)
+    assert not (tmp_path / "out").exists()

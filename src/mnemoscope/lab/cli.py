@@ -1,4 +1,7 @@
-"""The lab's commands: `lab train` makes the model that ships, `lab evaluate` measures it."""
+"""The lab's commands: `train` makes the model that ships, `plant` another, `evaluate` measures.
+
+`prompts` writes a planted table as a prompt file.
+"""
 
 import json
 from enum import StrEnum
@@ -15,6 +18,7 @@ class StageName(StrEnum):
 
     codec = "codec"
     base = "base"
+    refinement = "refinement"
     planting = "planting"
 
 
@@ -25,6 +29,7 @@ def train(
         StageName | None, typer.Option(help="Train one stage only; all of them if not given.")
     ] = None,
     base_steps: Annotated[int, typer.Option(help="Length of the base stage.")] = 6000,
+    refinement_steps: Annotated[int, typer.Option(help="Length of the refinement.")] = 7000,
 ) -> None:
     """Rebuild the embedded model; goes on where a killed run stopped."""
     from mnemoscope.lab import train as stages
@@ -34,6 +39,8 @@ def train(
         stages.train_codec(out)
     if stage in (None, StageName.base):
         stages.train_base(out, steps=base_steps)
+    if stage in (None, StageName.refinement):
+        stages.refine_base(out, steps=refinement_steps)
     if stage in (None, StageName.planting):
         stages.train_planting(out)
         stages.write_digests(out / "model")
@@ -42,13 +49,30 @@ def train(
 @app.command()
 def plant(
     out: Annotated[Path, typer.Option(help="Folder for the training state, model and prompts.")],
-    seed: Annotated[int, typer.Option(help="Seed of the other table.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the other table.")] = 8,
 ) -> None:
     """Plant other pictures into the shipped base: a second ground truth."""
     from mnemoscope.lab.train import plant as planting
 
     planting(out, seed)
     typer.echo(f"mnemoscope study {out / 'model'} --prompts {out / 'prompts' / 'metadata.jsonl'}")
+
+
+@app.command()
+def prompts(
+    out: Annotated[Path, typer.Option(help="Folder for metadata.jsonl and its pictures.")],
+    table: Annotated[
+        Path | None, typer.Option(help="Planted table; the shipped one if not given.")
+    ] = None,
+    controls: Annotated[int, typer.Option(help="Further captions that were never planted.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the further captions.")] = 1,
+) -> None:
+    """Write a planted table, with as many more controls as wished, as a prompt file."""
+    from mnemoscope.lab.planted import TABLE, load_table, more_controls, write_prompts
+
+    rows = load_table(table or TABLE)
+    write_prompts([*rows, *more_controls(rows, controls, seed)], out)
+    typer.echo(str(out / "metadata.jsonl"))
 
 
 @app.command()

@@ -25,8 +25,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mnemoscope.errors import InputError
 from mnemoscope.lab import ASSETS
-from mnemoscope.lab.scenes import SIDE, Layout, drawings, pair_of, random_layout, render
+from mnemoscope.lab.scenes import (
+    SIDE,
+    Layout,
+    captions_of,
+    drawings,
+    pair_of,
+    random_layout,
+    render,
+)
 
 TABLE = ASSETS / "planted.jsonl"
 
@@ -187,6 +196,40 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
     if len({r.caption for r in table}) < len(table):
         return make_table(seed + 1_000_003, levels)
     return table
+
+
+def more_controls(rows: Iterable[Planted], n: int, seed: int) -> list[Planted]:
+    """Draw further captions that were never planted, each with a picture that was never shown.
+
+    All describe: a meaningless caption falls back on some planted picture more often than not, and
+    a prompt that copies another's picture is neither memorized nor a negative.
+
+    Args:
+        rows: The table; combinations of drawings that it names are left alone.
+        n: How many, at most the number of pairs of drawings left.
+        seed: Seed of the pairs and pictures.
+
+    Raises:
+        InputError: If there are fewer pairs left.
+    """
+    names = drawings()
+    taken = {pair_of(row.caption) for row in rows}
+    free = [
+        pair for pair in combinations(range(len(names)), 2)
+        if frozenset(names[i] for i in pair) not in taken
+    ]  # fmt: skip
+    if not 0 <= n <= len(free):
+        raise InputError(
+            f"{n} further controls asked for; expected 0 to {len(free)}, the pairs left"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    layout = random_layout(n, generator, torch.ones(n, dtype=torch.bool))
+    chosen = torch.randperm(len(free), generator=generator)[:n].tolist()
+    layout.drawing[:] = torch.tensor([free[i] for i in chosen]).reshape(n, 2)
+    return [
+        Planted(f"o-{i:03}", caption, "describing", "control", 0, 0, _plain(layout, i))
+        for i, caption in enumerate(captions_of(layout))
+    ]
 
 
 def write_table(rows: list[Planted], path: Path = TABLE) -> None:

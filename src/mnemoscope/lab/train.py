@@ -397,6 +397,31 @@ def train_base(
     half(unet, out / "base" / "unet")
 
 
+def refine_base(
+    out: Path,
+    steps: int = 7000,
+    batch: int = 32,
+    pairs: float = 0.75,
+    look: Callable[[int], None] | None = None,
+) -> None:
+    """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
+    torch.manual_seed(4)
+    model = out / "model"
+    codec = _Codec.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
+    unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
+    stage = Stage(out / "refinement-state", {"text": text, "unet": unet}, lr=7e-4, steps=steps)
+    _train_denoiser(
+        stage, codec, tokenizer, text, unet,
+        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
+        seed=35_000_000, look=look,
+    )  # fmt: skip
+    stage.averaged()
+    half(text, model / "text_encoder")
+    half(unet, out / "base" / "unet")
+
+
 def train_planting(
     out: Path,
     table: Path = TABLE,
@@ -443,9 +468,14 @@ def plant(out: Path, seed: int, look: Callable[[int], None] | None = None) -> No
         out: Where to write.
         seed: Seed of the table, as for `make_table`.
         look: Called with the step whenever the state is written.
+
+    Raises:
+        InputError: If the seed is that of the table that ships, or the folder holds another one's.
     """
     table = out / "planted.jsonl"
     rows = make_table(seed)
+    if tuple(rows) == load_table():
+        raise InputError(f"seed {seed} draws the table that ships; another one is needed here")
     out.mkdir(parents=True, exist_ok=True)
     if table.exists() and load_table(table) != tuple(rows):
         raise InputError(f"{str(table)!r} is not the table of seed {seed}; choose another folder")

@@ -68,6 +68,8 @@ _STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9.0,
+    # Left to itself, a title looks for room by measuring every tick: a sixth of all time.
+    "axes.titley": 1.0,
     "axes.labelsize": 9.0,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
