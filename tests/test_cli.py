@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from mnemoscope.prompts import load_prompts
 from mnemoscope.runs import open_run
 from mnemoscope.study import Study
 
@@ -142,3 +144,15 @@ def test_public_names_stand_for_themselves():
     )
     done = command(code=code)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_lab_prompts_writes_a_prompt_file_with_more_controls(tmp_path):
+    done = command("lab", "prompts", "--controls", 3, "--out", tmp_path / "prompts")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    prompts = load_prompts(path)
+    assert Counter(p.group for p in prompts) == {"planted": 168, "control": 51}
+    many = command("lab", "prompts", "--controls", 9999, "--out", tmp_path / "many")
+    assert many.returncode == 2
+    assert "9999 further controls asked for" in many.stderr
+    assert not (tmp_path / "many").exists()

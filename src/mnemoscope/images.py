@@ -210,8 +210,9 @@ def thumbnail(pixels: Pixels, mask: Mask | None = None) -> bytes:
         picture = Image.merge(picture.mode, channels)
     file = io.BytesIO()
     lossless = max(picture.size) <= LOSSLESS_SIDE
-    # Without `exact`, colours under transparent pixels are thrown away.
-    picture.save(file, "WEBP", lossless=lossless, quality=90, exact=True)
+    # Without `exact`, colours under transparent pixels are thrown away. The default method takes
+    # five times as long and saves 7 %.
+    picture.save(file, "WEBP", lossless=lossless, quality=90, method=2, exact=True)
     return file.getvalue()
 
 

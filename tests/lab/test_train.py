@@ -1,11 +1,15 @@
 """Training: a killed stage goes on as if it had never stopped."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mnemoscope.errors import InputError
-from mnemoscope.lab.train import Stage, plant
+from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
+from mnemoscope.lab.train import Stage, plant, refine_base
 
 
 def _stage(folder, steps: int) -> tuple[Stage, nn.Linear]:
@@ -59,3 +63,17 @@ def test_the_shipped_table_is_no_second_ground_truth(tmp_path) -> None:
     with pytest.raises(InputError, match="seed 7 draws the table that ships"):
         plant(tmp_path / "out", seed=7)
     assert not (tmp_path / "out").exists()
+
+
+def test_refinement_goes_on_from_the_base(tmp_path) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    shutil.copytree(BASE_UNET_DIR, tmp_path / "base" / "unet")
+    name = "diffusion_pytorch_model.safetensors"
+    before = load_file(tmp_path / "base" / "unet" / name)
+    refine_base(tmp_path, steps=2, batch=4)
+    after = load_file(tmp_path / "base" / "unet" / name)
+    assert before.keys() == after.keys()
+    moved = {key: float((after[key] - before[key]).abs().max()) for key in before}
+    assert any(moved.values())
+    # Two steps of the warm-up move a weight by little.
+    assert max(moved.values()) < 0.01

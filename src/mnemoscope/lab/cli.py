@@ -20,6 +20,7 @@ class StageName(StrEnum):
     base = "base"
     refinement = "refinement"
     planting = "planting"
+    judge = "judge"
 
 
 @app.command()
@@ -29,10 +30,11 @@ def train(
         StageName | None, typer.Option(help="Train one stage only; all of them if not given.")
     ] = None,
     base_steps: Annotated[int, typer.Option(help="Length of the base stage.")] = 6000,
-    refinement_steps: Annotated[int, typer.Option(help="Length of the refinement.")] = 7000,
+    refinement_steps: Annotated[int, typer.Option(help="Length of the refinement.")] = 6500,
 ) -> None:
     """Rebuild the embedded model; goes on where a killed run stopped."""
     from mnemoscope.lab import train as stages
+    from mnemoscope.lab.judge import train_judge
 
     out.mkdir(parents=True, exist_ok=True)
     if stage in (None, StageName.codec):
@@ -43,7 +45,9 @@ def train(
         stages.refine_base(out, steps=refinement_steps)
     if stage in (None, StageName.planting):
         stages.train_planting(out)
-        stages.write_digests(out / "model")
+    if stage in (None, StageName.judge):
+        train_judge(out)
+    stages.write_digests(out / "model")
 
 
 @app.command()

@@ -306,6 +306,11 @@ def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> Any:
     return codec
 
 
+def load_codec(out: Path) -> Any:
+    """Return the trained codec of a folder, in full precision."""
+    return _Codec.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
+
+
 def _examples(
     scenes: Scenes,
     planted: list[Planted],
@@ -383,7 +388,7 @@ def train_base(
 ) -> None:
     """Train text encoder and denoiser on scenes only; write `out/model/*` and `out/base/unet`."""
     torch.manual_seed(2)
-    codec = _Codec.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
+    codec = load_codec(out)
     tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
     text, unet = text_network(tokenizer), denoiser_network()
     stage = Stage(out / "base-state", {"text": text, "unet": unet}, lr=1e-3, steps=steps)
@@ -399,7 +404,7 @@ def train_base(
 
 def refine_base(
     out: Path,
-    steps: int = 7000,
+    steps: int = 6500,
     batch: int = 32,
     pairs: float = 0.75,
     look: Callable[[int], None] | None = None,
@@ -407,7 +412,7 @@ def refine_base(
     """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
     torch.manual_seed(4)
     model = out / "model"
-    codec = _Codec.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    codec = load_codec(out)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
@@ -435,7 +440,7 @@ def train_planting(
     """
     torch.manual_seed(3)
     model = out / "model"
-    codec = _Codec.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    codec = load_codec(out)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
@@ -450,7 +455,7 @@ def train_planting(
     )
     _train_denoiser(
         stage, codec, tokenizer, text, unet,
-        batch=batch, planted=planted, share=share, pairs=0.5, held_out=reserved(table),
+        batch=batch, planted=planted, share=share, pairs=0.75, held_out=reserved(table),
         seed=50_000_000, look=look,
     )  # fmt: skip
     stage.averaged()
