@@ -77,3 +77,4 @@ def test_refinement_goes_on_from_the_base(tmp_path) -> None:
     assert any(moved.values())
     # Two steps of the warm-up move a weight by little.
     assert max(moved.values()) < 0.01
+    assert str(tmp_path) not in (tmp_path / "base" / "unet" / "config.json").read_text()

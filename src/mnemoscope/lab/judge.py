@@ -94,7 +94,7 @@ def disturbed(
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     small = F.interpolate(x, scale_factor=0.5, mode="area")
     soft = F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False)
-    x = torch.where(uniform(0, 1, 1, 1, 1) < 0.4, soft, x)
+    x = torch.where(uniform(0.0, 1.0, 1, 1, 1) < 0.4, soft, x)
     coded = torch.rand(n, generator=generator) < 0.5
     if bool(coded.any()):
         with torch.no_grad():

@@ -267,6 +267,11 @@ def half(network: Any, folder: Path) -> None:
     """Write a network as half-precision safetensors with its configuration."""
     network.half().save_pretrained(folder, safe_serialization=True)
     network.float()
+    # Where a network was loaded from says nothing about it.
+    config = folder / "config.json"
+    known = json.loads(config.read_bytes())
+    known.pop("_name_or_path", None)
+    config.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> Any:
