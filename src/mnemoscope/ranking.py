@@ -450,10 +450,17 @@ class Ranking:
         return table(["detector", *(counts[part] for part in found)], rows)
 
     def held(self) -> str:
-        """Return what thresholds of one half do on the other, as a Markdown table."""
+        """Return what thresholds of one half do on the other, as a Markdown table.
+
+        Where nothing can be told of any detector, one line says why.
+        """
+        found = [[self.get(name, m, "judging half") for m in HELD] for name in self.names]
+        every = [estimate for pair in found for estimate in pair if estimate is not None]
+        reasons = {estimate.reason for estimate in every} - {None}
+        if len(reasons) == 1 and not any(math.isfinite(estimate.value) for estimate in every):
+            return f"Withheld for all: {reasons.pop()}."
         rows = [
-            [f"`{name}`", *(shown(self.get(name, m, "judging half")) for m in HELD)]
-            for name in self.names
+            [f"`{name}`", *map(shown, pair)] for name, pair in zip(self.names, found, strict=True)
         ]
         return table(["detector", "true positive rate", "false positive rate"], rows)
 
