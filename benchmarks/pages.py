@@ -1,8 +1,8 @@
 """The report: how big it is, how long it takes to build and to open, from a demo to 10,000 prompts.
 
-The demo's run is a real one. Larger runs are the demo's tables laid side by side under other names,
-since a page costs what its rows cost, whatever they say. Opening needs Chromium and its driver; it
-counts from the navigation's start to the load event, and to the first paint.
+The demo's run is a real one. Larger runs are the tables of a small one laid side by side under
+other names, since a page costs what its rows cost, whatever they say. Opening needs Chromium and
+its driver; it counts from the navigation's start to the load event, and to the first paint.
 """
 
 import shutil

@@ -35,8 +35,7 @@ from mnemoscope.mechanism.base import ScatterPanel
 from mnemoscope.models.base import Model
 from mnemoscope.prompts import Prompt, embedded_prompts, load_prompts
 from mnemoscope.ranking import Ranking, difference, rank, require_both, shown, table, truth_of
-from mnemoscope.report.board import PAIRS, Place
-from mnemoscope.report.board import RELEASED as RELEASED_CODE
+from mnemoscope.report.board import PAIRS, RELEASED_CODE, Place
 from mnemoscope.report.board import picture as place_detectors
 from mnemoscope.report.figures import save
 from mnemoscope.runs import Run, write_atomically

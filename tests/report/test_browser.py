@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mnemoscope.report import report
+from mnemoscope.report.explanation import Explanation, Token
 from mnemoscope.report.text import visible
 from mnemoscope.runs import Run, open_run
 from tests.report import world
@@ -323,4 +325,22 @@ def test_accessible(
         assert web.run("return document.documentElement.scrollWidth") <= width
     web.open(single)
     web.until("return document.querySelectorAll('#list .card').length === 16")
+    assert violations(web, axe) == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_explanation_is_accessible_and_fits(
+    web: Browser, tmp_path: Path, axe: str, width: int
+) -> None:
+    tokens = tuple(Token(i, f"token{i}", 0.1 * i, 0.02 * i, 0.01) for i in range(7))
+    shown = Explanation(
+        "a picture", tokens, 1.2, {"squared gap": torch.rand(4, 16, 16)},
+        {"curvature": "no second derivative"}, torch.rand(4, 3, 64, 64),
+    )  # fmt: skip
+    page = tmp_path / "explanation.html"
+    page.write_text(shown.page(), "utf-8")
+    web.size(width, 900)
+    web.open(page)
+    assert web.run("return document.documentElement.scrollWidth") == width
+    assert web.run("return document.querySelector('img').naturalWidth") == 256
     assert violations(web, axe) == []

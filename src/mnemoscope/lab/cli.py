@@ -45,9 +45,9 @@ def train(
         stages.refine_base(out, steps=refinement_steps)
     if stage in (None, StageName.planting):
         stages.train_planting(out)
+        stages.write_digests(out / "model")
     if stage in (None, StageName.judge):
         train_judge(out)
-    stages.write_digests(out / "model")
 
 
 @app.command()

@@ -274,7 +274,7 @@ def half(network: Any, folder: Path) -> None:
     config.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def train_codec(out: Path, steps: int = 1500, batch: int = 32) -> Any:
+def train_codec(out: Path, steps: int = 5000, batch: int = 32) -> Any:
     """Train the codec and write it to `out/model/vae`.
 
     Source: Rombach et al. 2022, with an edge term in place of the discriminator.
@@ -384,6 +384,29 @@ def _train_denoiser(
     stage.run(loss, look)
 
 
+def _train_on_scenes(
+    out: Path,
+    stage: Stage,
+    tokenizer: Any,
+    *,
+    batch: int,
+    pairs: float,
+    seed: int,
+    look: Callable[[int], None] | None,
+) -> None:
+    """Train text encoder and denoiser of a stage; write `model/text_encoder` and `base/unet`."""
+    text: Any = stage.networks["text"]
+    unet = stage.networks["unet"]
+    _train_denoiser(
+        stage, load_codec(out), tokenizer, text, unet,
+        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
+        seed=seed, look=look,
+    )  # fmt: skip
+    stage.averaged()
+    half(text, out / "model" / "text_encoder")
+    half(unet, out / "base" / "unet")
+
+
 def train_base(
     out: Path,
     steps: int = 6000,
@@ -391,20 +414,14 @@ def train_base(
     pairs: float = 0.5,
     look: Callable[[int], None] | None = None,
 ) -> None:
-    """Train text encoder and denoiser on scenes only; write `out/model/*` and `out/base/unet`."""
+    """Train text encoder and denoiser on scenes only."""
     torch.manual_seed(2)
-    codec = load_codec(out)
     tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
-    text, unet = text_network(tokenizer), denoiser_network()
-    stage = Stage(out / "base-state", {"text": text, "unet": unet}, lr=1e-3, steps=steps)
-    _train_denoiser(
-        stage, codec, tokenizer, text, unet,
-        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
-        seed=30_000_000, look=look,
+    networks = {"text": text_network(tokenizer), "unet": denoiser_network()}
+    stage = Stage(out / "base-state", networks, lr=1e-3, steps=steps)
+    _train_on_scenes(
+        out, stage, tokenizer, batch=batch, pairs=pairs, seed=30_000_000, look=look
     )  # fmt: skip
-    stage.averaged()
-    half(text, out / "model" / "text_encoder")
-    half(unet, out / "base" / "unet")
 
 
 def refine_base(
@@ -417,19 +434,15 @@ def refine_base(
     """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
     torch.manual_seed(4)
     model = out / "model"
-    codec = load_codec(out)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
-    unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
-    stage = Stage(out / "refinement-state", {"text": text, "unet": unet}, lr=7e-4, steps=steps)
-    _train_denoiser(
-        stage, codec, tokenizer, text, unet,
-        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
-        seed=35_000_000, look=look,
+    networks: dict[str, Any] = {
+        "text": CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32),
+        "unet": _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32),
+    }
+    stage = Stage(out / "refinement-state", networks, lr=7e-4, steps=steps)
+    _train_on_scenes(
+        out, stage, tokenizer, batch=batch, pairs=pairs, seed=35_000_000, look=look
     )  # fmt: skip
-    stage.averaged()
-    half(text, model / "text_encoder")
-    half(unet, out / "base" / "unet")
 
 
 def train_planting(

@@ -29,7 +29,7 @@ TOLD = ("cut", "measure", "guidance", "memorized", "others", "left_out")
 METRICS = ("auc", "tpr", "auc_matched", "severity")
 """Metrics of the table, in the order of its columns."""
 
-PAIRS, RELEASED = "pair scores (take the image)", "released code"
+PAIRS, RELEASED_CODE = "pair scores (take the image)", "released code"
 """Origins of detectors beside "ours", "published" and "baselines"."""
 
 ROLES: dict[str, Role] = {
@@ -187,7 +187,7 @@ def _panel(lines: Sequence[Line], origins: Mapping[str, Any]) -> ScatterPanel | 
         for line in lines
         if line.auc is not None and line.calls is not None and line.kind != "calibrated"
     ]
-    return picture([place for place in placed if place.origin != RELEASED]) if placed else None
+    return picture([place for place in placed if place.origin != RELEASED_CODE]) if placed else None
 
 
 def picture(places: Sequence[Place]) -> ScatterPanel:

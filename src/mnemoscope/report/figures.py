@@ -171,6 +171,8 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
 def _name_points(axes: Axes, panel: ScatterPanel) -> None:
     """Write names up and to the left of their points, each a line above the one to its left."""
     low, high = axes.get_ylim()
+    # The room for names lies beyond the data, where a tick would promise more of it.
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
     axes.set_ylim(low, high + 0.25 * (high - low))
     line = 8 * axes.figure.dpi / 72
     floor = -math.inf
