@@ -196,7 +196,7 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
             ha="left" if left else "right",
             va="bottom",
             fontsize=6.5,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": _INK, "shrinkA": 0, "shrinkB": 0},
         )
         floor = at
 
