@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mnemoscope.core.noise import Level
 from mnemoscope.core.predict import combine
 from mnemoscope.core.probes import gap
 from mnemoscope.core.record import Recorder
@@ -13,9 +14,10 @@ from mnemoscope.core.sample import generators_of, initial_noise, points_of, samp
 from mnemoscope.detect import detect, first_step
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
-from mnemoscope.detectors.base import pairs_mean
+from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean
 from mnemoscope.detectors.consensus import radial
 from mnemoscope.detectors.critical_scale import crossing
+from mnemoscope.detectors.departure import noise_shed, own_noise
 from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled
 from mnemoscope.detectors.noise_similarity import ms_ssim
 from mnemoscope.errors import InputError
@@ -135,6 +137,37 @@ def test_energy_at_pure_noise_is_the_explained_variance_of_a_perfect_memorizer(o
     assert scored.of("consensus_energy")[0] == pytest.approx(
         float((target - mean).square().mean()), rel=0.1
     )
+
+
+def test_departure_counts_the_variance_that_a_caption_takes_away(oracle):
+    names = ["departure", "departure:image", "departure:noise"]
+    scored = detect(oracle, ["target 0", "never seen"], detectors=names, seeds=8)
+    one, none = scored.of("departure:noise")
+    # One picture is left, so the estimate no longer depends on the noise; a stranger's caption
+    # leaves what the unconditional branch has.
+    assert one == pytest.approx(1.0, abs=0.02)
+    assert none == pytest.approx(0.0, abs=1e-6)
+    assert scored.of("departure:image")[1] == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(
+        scored.of("departure"), scored.of("departure:image") + scored.of("departure:noise")
+    )
+
+
+def test_own_noise_leaves_out_what_other_seeds_noise_explains_as_well():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 2, 3, 3, generator=generator).double()
+    picture = torch.randn(2, 3, 3, generator=generator).double()
+    wanted = 0.3 * np.mean(
+        [float(((x[0, i] - x[0, j]) * x[0, i]).sum()) for i in range(4) for j in range(4) if i != j]
+    )
+    assert float(own_noise(picture + 0.3 * x, x)[0]) == pytest.approx(wanted)
+    assert float(own_noise(picture.expand_as(x), x)[0]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_departure_needs_an_estimate_that_holds_noise():
+    x = torch.randn(1, 2, 1, 4, 4)
+    with pytest.raises(MissingEvidence, match="holds none of the noise"):
+        noise_shed(LatentMaps(Level(*torch.ones(2)), x, eps_u=2 * x, eps_c=x))
 
 
 def test_pairs_mean_is_the_mean_over_pairs():

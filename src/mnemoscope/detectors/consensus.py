@@ -72,14 +72,20 @@ class Consensus(Detector):
             return pairs_mean(pull.flatten(2)) / d
         if self.weight == "sharpness":
             return pairs_mean(rough(pull)) / d
-        noise = maps.x0_u.double()
-        noise = noise - noise.mean(dim=1, keepdim=True)
-        floor = torch.fft.fft2(noise).abs().square().sum(dim=1) / (evidence.seeds - 1)
-        # Radial bins: with few seeds a single frequency's power is far too uncertain to divide by.
-        floor = radial(floor.mean(dim=(0, 1)))
-        spectrum = torch.fft.fft2(pull) / floor.sqrt()
+        spectrum = torch.fft.fft2(pull) / seed_power(maps.x0_u.double()).sqrt()
         parts = torch.cat([spectrum.real, spectrum.imag], dim=2).flatten(2)
         return pairs_mean(parts) / d
+
+
+def seed_power(clean: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "h w"]:
+    """Return the power, a frequency, at which estimates vary from seed to seed around their mean.
+
+    Averaged over prompts, channels and rings of like frequency: with few seeds a single
+    frequency's power is far too uncertain to divide by.
+    """
+    apart = clean - clean.mean(dim=1, keepdim=True)
+    power = torch.fft.fft2(apart).abs().square().sum(dim=1) / (clean.shape[1] - 1)
+    return radial(power.mean(dim=(0, 1)))
 
 
 def radial(power: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
