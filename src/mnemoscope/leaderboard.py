@@ -52,6 +52,9 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Detectors combined with weights from one half of the prompts, judged on the other."""
 
+PICTURE = "auc-against-cost"
+"""Name of the picture of a ranking."""
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -389,6 +392,6 @@ def _write(
         sink = io.BytesIO()
         pq.write_table(TABLES[name].of_rows(rows), sink, compression="zstd")
         write_atomically(board.path / f"{name}.parquet", sink.getvalue())
-    save([picture(board)], board.path / "auc-against-cost")
+    save({PICTURE: [picture(board)]}, board.path / f"{PICTURE}.pdf")
     write_atomically(board.path / "leaderboard.md", summary(board).encode())
     write_atomically(board.path / "bench.json", json.dumps(facts, indent=1).encode())

@@ -14,8 +14,7 @@ from mnemoscope.core.sample import generators_of, initial_noise, points_of, samp
 from mnemoscope.detect import detect, first_step
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
-from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean
-from mnemoscope.detectors.consensus import radial
+from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean, radial
 from mnemoscope.detectors.critical_scale import crossing
 from mnemoscope.detectors.departure import noise_shed, own_noise
 from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled

@@ -1,5 +1,6 @@
 """Figures: data arrives, colours follow the role, no label becomes markup."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -74,8 +75,20 @@ def test_references_within_a_drawing_resolve() -> None:
 
 
 def test_print_files_are_written(tmp_path: Path) -> None:
-    png, pdf = figures.save(PANELS, tmp_path / "figure")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.read_bytes().startswith(b"%PDF")
-    again = figures.save(PANELS, tmp_path / "again")
-    assert [path.read_bytes() for path in again] == [png.read_bytes(), pdf.read_bytes()]
+    def saved(name: str) -> tuple[Path, ...]:
+        (tmp_path / name).mkdir()
+        sheets = {"all": PANELS, "none": [], "one": PANELS[:1]}
+        return figures.save(sheets, tmp_path / name / "figures.pdf")
+
+    made = saved("a")
+    assert [path.name for path in made] == ["all.png", "one.png", "figures.pdf"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made[:2])
+    pdf = made[2].read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert re.findall(rb"/Type /Page\b", pdf) == [b"/Type /Page"] * 2
+    assert [path.read_bytes() for path in saved("b")] == [path.read_bytes() for path in made]
+
+
+def test_nothing_to_print_leaves_nothing(tmp_path: Path) -> None:
+    assert figures.save({"none": []}, tmp_path / "figures.pdf") == ()
+    assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -638,6 +639,28 @@ def pairs_mean(
     seeds = values.shape[1]
     total = values.sum(dim=1).square().sum(dim=1) - values.square().sum(dim=(1, 2))
     return total / (seeds * (seeds - 1))
+
+
+def seed_power(clean: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "h w"]:
+    """Return the power, a frequency, at which estimates vary from seed to seed around their mean.
+
+    Averaged over prompts, channels and rings of like frequency: with few seeds a single
+    frequency's power is far too uncertain to divide by.
+    """
+    apart = clean - clean.mean(dim=1, keepdim=True)
+    power = torch.fft.fft2(apart).abs().square().sum(dim=1) / (clean.shape[1] - 1)
+    return radial(power.mean(dim=(0, 1)))
+
+
+def radial(power: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Replace a power spectrum by its mean over rings of like frequency."""
+    height, width = power.shape
+    down, across = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
+    ring = torch.hypot(down[:, None], across[None]).round().long().flatten().to(power.device)
+    total = power.new_zeros(int(ring.max()) + 1)
+    count = torch.bincount(ring).to(power)
+    mean = total.index_add(0, ring, power.flatten()) / count
+    return mean[ring].reshape(power.shape).clamp_min(1e-12)
 
 
 def words(text: str) -> list[str]:

@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import Detector, Evidence, Maps, Needs, PerPrompt, pairs_mean
+from mnemoscope.detectors.base import (
+    Detector,
+    Evidence,
+    Maps,
+    Needs,
+    PerPrompt,
+    pairs_mean,
+    seed_power,
+)
 
 
 def rough(maps: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "prompt seed feature"]:
@@ -75,28 +83,6 @@ class Consensus(Detector):
         spectrum = torch.fft.fft2(pull) / seed_power(maps.x0_u.double()).sqrt()
         parts = torch.cat([spectrum.real, spectrum.imag], dim=2).flatten(2)
         return pairs_mean(parts) / d
-
-
-def seed_power(clean: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "h w"]:
-    """Return the power, a frequency, at which estimates vary from seed to seed around their mean.
-
-    Averaged over prompts, channels and rings of like frequency: with few seeds a single
-    frequency's power is far too uncertain to divide by.
-    """
-    apart = clean - clean.mean(dim=1, keepdim=True)
-    power = torch.fft.fft2(apart).abs().square().sum(dim=1) / (clean.shape[1] - 1)
-    return radial(power.mean(dim=(0, 1)))
-
-
-def radial(power: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """Replace a power spectrum by its mean over rings of like frequency."""
-    height, width = power.shape
-    down, across = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
-    ring = torch.hypot(down[:, None], across[None]).round().long().flatten()
-    total = torch.zeros(int(ring.max()) + 1, dtype=power.dtype)
-    count = torch.bincount(ring).to(power)
-    mean = total.index_add(0, ring, power.flatten()) / count
-    return mean[ring].reshape(power.shape).clamp_min(1e-12)
 
 
 DETECTORS = (Consensus("energy"), Consensus("sharpness"), Consensus("whitened"))

@@ -36,8 +36,8 @@ from mnemoscope.detectors.base import (
     MissingEvidence,
     Needs,
     PerPrompt,
+    seed_power,
 )
-from mnemoscope.detectors.consensus import seed_power
 
 
 def own_noise(

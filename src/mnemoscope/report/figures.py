@@ -6,9 +6,9 @@ readers, and told apart by dash and marker as well)::
     memorized       vermilion, solid, circle        control    green, dash-dot, triangle
     not memorized   blue, long dash, square         schedule   grey, short dash
 
-For print each finding is one PNG and one PDF, panels side by side. For the page each panel is one
-SVG whose colours are variables of the page, so that it follows light and dark, and whose elements
-are a fixed list, so that no label can become anything but text.
+For print each finding is one PNG and one page of a PDF, panels side by side. For the page each
+panel is one SVG whose colours are variables of the page, so that it follows light and dark, and
+whose elements are a fixed list, so that no label can become anything but text.
 
 Contents: `draw`, `svg` and `save`.
 """
@@ -17,7 +17,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -243,41 +244,57 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width, break_long_words=False))
 
 
-def save(panels: Sequence[Panel], stem: Path) -> tuple[Path, Path]:
-    """Write a figure for print: all panels of a finding, side by side.
+def _sheet(panels: Sequence[Panel]) -> Figure:
+    """Draw panels side by side."""
+    across = min(len(panels), _ACROSS)
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down))
+    left, bottom, width, height = _PLACE
+    for place, panel in enumerate(panels):
+        row, column = divmod(place, across)
+        # Places are fixed: laying out dozens of axes would take longer than the study's report.
+        draw(
+            figure.add_axes(
+                (
+                    (column + left) / across,
+                    (down - 1 - row + bottom) / down,
+                    width / across,
+                    height / down,
+                )
+            ),
+            panel,
+        )
+    return figure
+
+
+def save(sheets: Mapping[str, Sequence[Panel]], pdf: Path) -> tuple[Path, ...]:
+    """Write figures for print: one PNG each, and one PDF with a page each.
+
+    The pages share their fonts, whose embedding would else take as long as the drawing.
 
     Args:
-        panels: The panels, in order.
-        stem: Path without its ending; its folder exists.
+        sheets: Panels of each figure, by name; a figure without panels is left out.
+        pdf: Path of the PDF; its folder exists and takes the PNGs.
 
     Returns:
-        The PNG (150 dots an inch) and the PDF; the same panels give the same bytes.
+        The PNGs (150 dots an inch), in order, and the PDF, if there was anything to draw; the same
+        panels give the same bytes.
 
     Source: ours.
     """
-    across = min(len(panels), _ACROSS)
-    down = math.ceil(len(panels) / across)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down))
-        left, bottom, width, height = _PLACE
-        for place, panel in enumerate(panels):
-            row, column = divmod(place, across)
-            # Places are fixed: laying out dozens of axes would take longer than the study's report.
-            draw(
-                figure.add_axes(
-                    (
-                        (column + left) / across,
-                        (down - 1 - row + bottom) / down,
-                        width / across,
-                        height / down,
-                    )
-                ),
-                panel,
-            )
-        png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-        figure.savefig(png, dpi=150, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return png, pdf
+    pages, made = io.BytesIO(), list[Path]()
+    facts = {"CreationDate": None, "Producer": None, "Creator": None}
+    with mpl.rc_context(_STYLE), PdfPages(pages, metadata=facts) as book:
+        for name, panels in sheets.items():
+            if panels:
+                figure = _sheet(panels)
+                made.append(pdf.with_name(f"{name}.png"))
+                figure.savefig(made[-1], dpi=150, metadata={"Software": None})
+                book.savefig(figure)
+    if made:
+        pdf.write_bytes(pages.getvalue())
+        made.append(pdf)
+    return tuple(made)
 
 
 _SVG = "http://www.w3.org/2000/svg"

@@ -157,15 +157,13 @@ def report(
     details = Details.of(shown, rows, measure, computed, redact=redact_images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures_at = None if single_file else folder / "figures"
-        sections = _sections(findings, figures_at)
-        severity = _severity(rows, found, findings, figures_at)
+        sections = _sections(findings)
+        overview = _overview(rows, found, findings, ranked)
         parts = _embedded(details) if single_file else _beside(details, folder)
-        severity["board"] = _drawn(
-            [ranked.panel] if ranked and ranked.panel else [], "0-board", figures_at
-        )
+        if not single_file:
+            _print(overview, sections, folder / "figures")
         files = downloads(run, None if single_file else folder / "tables")
-        page = _render(run, found, shown, parts, sections, severity, rows["null"], files, ranked)
+        page = _render(run, found, shown, parts, sections, overview, rows["null"], files, ranked)
         target = folder / ("report.html" if single_file else "index.html")
         write_atomically(target, page.encode())
     except OSError as error:
@@ -246,18 +244,15 @@ def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _sections(findings: Mapping[str, Finding], folder: Path | None) -> dict[str, Section]:
+def _sections(findings: Mapping[str, Finding]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     for place, (name, finding) in enumerate(findings.items(), 1):
         stem = f"{place}-{name.replace('_', '-')}"
-        sections[name] = Section(finding, stem, _drawn(finding.panels, stem, folder))
+        sections[name] = Section(finding, stem, _drawn(finding.panels, stem))
     return sections
 
 
-def _drawn(panels: Sequence[Panel], stem: str, folder: Path | None) -> tuple[Drawn, ...]:
-    if panels and folder is not None:
-        folder.mkdir(exist_ok=True)
-        figures.save(panels, folder / stem)
+def _drawn(panels: Sequence[Panel], stem: str) -> tuple[Drawn, ...]:
     return tuple(
         # The drawing is rebuilt from a list of elements and attributes, and serialised by us.
         Drawn(
@@ -270,22 +265,30 @@ def _drawn(panels: Sequence[Panel], stem: str, folder: Path | None) -> tuple[Dra
     )
 
 
-def _severity(
+def _overview(
     rows: Mapping[str, Sequence[Row]],
     found: Verdict,
     findings: Mapping[str, Finding],
-    folder: Path | None,
-) -> dict[str, tuple[Drawn, ...]]:
-    drawn: dict[str, tuple[Drawn, ...]] = {}
+    ranked: Board | None,
+) -> dict[str, Panel]:
+    """Return the panels beside the words of the verdict, those that there are."""
     deviation = findings["deviation"].panels if "deviation" in findings else ()
-    for name, panel in (
-        ("levels", level_panel(found)),
-        ("similarities", similarity_panel(rows["prompts"], rows["similarities"], found)),
-        ("null", null_panel(rows["null"], found)),
-        ("scatter", deviation[0] if deviation else None),
-    ):
-        drawn[name] = _drawn([panel] if panel else [], f"0-{name}", folder)
-    return drawn
+    panels = {
+        "levels": level_panel(found),
+        "similarities": similarity_panel(rows["prompts"], rows["similarities"], found),
+        "null": null_panel(rows["null"], found),
+        "scatter": deviation[0] if deviation else None,
+        "board": ranked.panel if ranked else None,
+    }
+    return {name: panel for name, panel in panels.items() if panel}
+
+
+def _print(overview: Mapping[str, Panel], sections: Mapping[str, Section], folder: Path) -> None:
+    # The scatter is the first panel of the deviation already.
+    front = [panel for name, panel in overview.items() if name != "scatter"]
+    sheets = {section.figure: section.finding.panels for section in sections.values()}
+    folder.mkdir(exist_ok=True)
+    figures.save({"0-overview": front, **sheets}, folder / "figures.pdf")
 
 
 def environment() -> jinja2.Environment:
@@ -318,7 +321,7 @@ def _render(
     shown: Explorer,
     parts: Parts,
     sections: Mapping[str, Section],
-    severity: Mapping[str, Sequence[Drawn]],
+    overview: Mapping[str, Panel],
     nulls: Sequence[Row],
     files: Sequence[Download],
     ranked: Board | None,
@@ -355,7 +358,8 @@ def _render(
             ],
             sections=list(sections.values()),
             checks_said=_count(checks),
-            severity=severity,
+            overview=dict.fromkeys(("levels", "similarities", "scatter", "board", "null"))
+            | {name: _drawn([panel], f"0-{name}")[0] for name, panel in overview.items()},
             downloads=files,
             ranked=ranked,
             glossary=argument.GLOSSARY,
