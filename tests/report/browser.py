@@ -144,6 +144,11 @@ class Browser:
         shot = self.cdp("Page.captureScreenshot", captureBeyondViewport=whole, format="png")
         target.write_bytes(base64.b64decode(shot["data"]))
 
+    def printed(self) -> bytes:
+        """Return the page as its print styles lay it out, as PDF."""
+        page = self.cdp("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+        return base64.b64decode(page["data"])
+
     def colour(self, selector: str) -> tuple[int, int, int]:
         """Return the colour an element shows at its centre, from a picture of it."""
         shot = self._call("GET", f"/element/{self.find(selector)}/screenshot")

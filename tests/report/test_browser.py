@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,6 +207,32 @@ def test_two_sides_move_in_step(web: Browser, page: Path) -> None:
     assert web.run("return document.querySelector('.side.control .title').textContent") == (
         "a picture of c1"
     )
+
+
+def test_pictures_of_both_sides_fit_a_phone(web: Browser, page: Path) -> None:
+    web.size(390, 844)
+    web.open(page, "#p/0/7.5/with/0/1")
+    web.until("return document.querySelectorAll('.side .film').length === 2")
+    rooms = web.run(
+        "return [...document.querySelectorAll('.stage .scroll')].map(e => [e.scrollWidth,"
+        " e.clientWidth])"
+    )
+    assert len(rooms) == 2
+    assert all(needed <= room for needed, room in rooms)
+
+
+def test_prints_as_a_document(web: Browser, page: Path) -> None:
+    web.open(page)
+    web.until("return document.querySelectorAll('#list .card').length === 16")
+    pages = len(re.findall(rb"/Type /Page\b", web.printed()))
+    # Two figures share a row, so that they, their tables and all the words take fewer pages.
+    assert 5 < pages < web.run("return document.querySelectorAll('figure.panel').length")
+    web.cdp("Emulation.setEmulatedMedia", media="print")
+    shown = "return [...document.querySelectorAll(arguments[0])].some(e => e.checkVisibility())"
+    assert not web.run(shown, "nav, .controls, .save, #more")
+    # What is folded away on a screen cannot be opened on paper.
+    assert web.run("return !document.querySelector('details[open]')")
+    assert web.run(shown, "details figure") and web.run(shown, "details td")
 
 
 def test_a_missing_detail_is_said(window: Browser, page: Path, tmp_path: Path) -> None:

@@ -9,16 +9,19 @@ Formulas, at the first call, with p_s = x0_c - x0_u of seed s, d coordinates, an
 
 r averages the product with a seed's own noise, less that with another's, so that a picture which
 happens to resemble the noise adds nothing. Both parts are free of units and near 0 for a caption
-that leaves the picture open. They are the two halves of the variance that the caption explains:
-its mean moves by p, and what is left of it is the estimate's response to the noise, since
+that leaves the picture open.
 
-    d E[x | x_t, c] / d x_t = alpha / sigma² · Cov[x | x_t, c]
+They are the two halves of the variance that a caption explains: the mean moves, and less is left to
+move with the noise. By Stein's lemma r is the trace of the estimate's derivative, and for an exact
+denoiser that is what the caption leaves open,
+
+    r(x0_c) = trace d E[x | x_t, c] / d x_t = alpha / sigma² · trace Cov[x | x_t, c]
 
 so that departure:noise is the share of variance that the caption takes away, 1 if it means one
-picture. Guidance then turns one into an image that enters too early, the other into noise that
+picture. Guidance then turns the one into an image that enters too early, the other into noise that
 leaves too early.
 
-Source of the derivative: Robbins 1956; Efron 2011, eq. 2.8.
+Source of the formula: Stein 1981; Efron 2011, eq. 2.8.
 """
 
 from dataclasses import dataclass
