@@ -232,7 +232,8 @@ def test_prints_as_a_document(web: Browser, page: Path) -> None:
     assert not web.run(shown, "nav, .controls, .save, #more")
     # What is folded away on a screen cannot be opened on paper.
     assert web.run("return !document.querySelector('details[open]')")
-    assert web.run(shown, "details figure") and web.run(shown, "details td")
+    assert web.run(shown, "details figure")
+    assert web.run(shown, "details td")
 
 
 def test_a_missing_detail_is_said(window: Browser, page: Path, tmp_path: Path) -> None:
