@@ -301,6 +301,10 @@ def test_redacted_page_shows_no_picture(web: Browser, whole_run: Run, tmp_path: 
     web.run("location.hash = '#prompts'")
     web.until("return document.querySelectorAll('#list .card').length === 16")
     assert web.run("return document.querySelectorAll('img').length") == 0
+    # A digest is one long word.
+    for width in (1280, 390):
+        web.size(width, 900)
+        assert web.run("return document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.skipif(not OLD_RUNS, reason="no run folder of an older schema is kept in tests/runs")
