@@ -23,7 +23,8 @@ from mnemoscope import mechanism
 from mnemoscope.errors import InputError, RunError, did_you_mean
 from mnemoscope.executors import serial
 from mnemoscope.images import thumbnail
-from mnemoscope.models.base import Model, load_model
+from mnemoscope.models.base import Model
+from mnemoscope.models.load import load_model
 from mnemoscope.plan import (
     MEAN_DRAWS,
     Library,

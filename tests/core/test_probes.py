@@ -8,7 +8,7 @@ from mnemoscope.core.noise import final_level
 from mnemoscope.core.predict import Prediction
 from mnemoscope.core.probes import forward_noised, gap, gap_jvp, pure_noise
 from mnemoscope.core.sample import generators_of, initial_noise, points_of
-from mnemoscope.models.base import load_model
+from mnemoscope.models import load_model
 from tests.tiny import tiny_folder
 
 STEPS = 6

@@ -9,7 +9,8 @@ from mnemoscope.core.predict import combine
 from mnemoscope.core.record import Recorder
 from mnemoscope.core.sample import exact_path, generators_of, initial_noise, sample
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.models.base import SCHEDULERS, load_model, make_scheduler
+from mnemoscope.models import load_model
+from mnemoscope.models.base import SCHEDULERS, make_scheduler
 from mnemoscope.models.oracle import SCHEDULE, memorizer
 
 EVERY = sorted(SCHEDULERS)

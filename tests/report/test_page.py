@@ -257,6 +257,23 @@ def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
     assert "Left out: the run holds no prompts." in report(empty).read_text("utf-8")
 
 
+def test_prompts_that_copy_another_image_are_counted_apart() -> None:
+    tables = world.rows()
+    names = ("prompts", "severity", "null", "convergence")
+    plain = verdict(*(tables[name] for name in names), [], "l2")
+    assert "retrieved verbatim" not in plain.sentences[0]
+    elsewhere = {"c0", "p1"}
+    for row in tables["severity"]:
+        if row["prompt_id"] in elsewhere and row["guidance"] == 7.5 and row["measure"] == "l2":
+            row["grade"] = "retrieved verbatim"
+    told = verdict(*(tables[name] for name in names), [], "l2")
+    assert told.title == plain.title
+    assert told.sentences[0] == plain.sentences[0] + (
+        " In 2 more prompts, 1 of them controls, at least one sample is retrieved verbatim: "
+        "another training image."
+    )
+
+
 @pytest.mark.usefixtures("unprinted")
 def test_pictures_beyond_the_budget_are_counted(
     whole_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@
 local diffusers folder, a `.safetensors` checkpoint, or a hub id.
 """
 
-from mnemoscope.models.base import SCHEDULERS, Model, load_model
+from mnemoscope.models.base import SCHEDULERS, Model
+from mnemoscope.models.load import load_model
 
 __all__ = ["SCHEDULERS", "Model", "load_model"]

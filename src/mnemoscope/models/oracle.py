@@ -15,7 +15,6 @@ Contents: `MixtureDenoiser`, `Oracle`, `memorizer`, `gaussian`, `mixture`.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -163,7 +162,7 @@ class Oracle:
         """Return the prompts it has a belief about, the empty one left out."""
         return tuple(prompt for prompt in self.beliefs if prompt)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Return the sha256 over its means, spreads and beliefs, 64 hex digits."""
         digest = hashlib.sha256()

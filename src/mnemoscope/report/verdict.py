@@ -103,6 +103,11 @@ def verdict(
     scales = sorted({row["guidance"] for row in rated or by_measure})
     guidance = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
     share = {row["prompt_id"]: row["share"] for row in rated if row["guidance"] == guidance}
+    elsewhere = {
+        row["prompt_id"]
+        for row in by_measure
+        if row["guidance"] == guidance and row["grade"] == "retrieved verbatim"
+    }
     memorized = frozenset(prompt for prompt, value in share.items() if value >= MEMORIZED_SHARE)
     thresholds = [row["threshold"] for row in rated if row["threshold"] is not None]
     controls = [row["prompt_id"] for row in prompts if row["group"] == "control"]
@@ -129,7 +134,8 @@ def verdict(
     return Verdict(
         title,
         (
-            _reproduction(tallies, guidance, measure),
+            _reproduction(tallies, guidance, measure)
+            + _elsewhere(len(elsewhere), len(elsewhere & set(controls))),
             _deviation(statistics, measure),
             _collapse(prompts, convergence, memorized, guidance),
         ),
@@ -166,6 +172,15 @@ def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str
         f"At guidance {guidance:g}, measured by {measure}, at least half of the samples reproduce "
         f"the image for {said}{held_out}."
     )
+
+
+def _elsewhere(prompts: int, controls: int) -> str:
+    """Tell of prompts that reproduce an image, but not their own; "" where there is none."""
+    if not prompts:
+        return ""
+    count = "1 more prompt" if prompts == 1 else f"{prompts} more prompts"
+    among = f", {controls} of them controls," if controls and prompts > 1 else ""
+    return f" In {count}{among} at least one sample is retrieved verbatim: another training image."
 
 
 def _origin(nulls: Sequence[Row], measure: str) -> str:

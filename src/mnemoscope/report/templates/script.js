@@ -166,6 +166,8 @@
   const at = (prompt, g = guidance.value) => prompt.at[g] || EMPTY;
   const said = (here) => (known(here.share) ? percent(here.share) + " of " + here.n + " samples reproduce it"
     : "not judged: no threshold or no training image");
+  // A prompt that misses its own image and copies another would else look harmless.
+  const graded = (here) => here.grade + (here.grade === "retrieved verbatim" ? ": another training image" : "");
   const hit = (prompt, g = guidance.value) => low(at(prompt, g).share) >= HIT;
   const sortable = (prompt) => (sort.value === "text" ? prompt.text
     : sort.value === "level" || sort.value === "tokens" ? prompt[sort.value] : at(prompt).v[Number(sort.value)]);
@@ -182,7 +184,7 @@
   const card = (prompt) => {
     const made = button(make("span", { class: "sheet-frame" }, cardOf(prompt)), () => goto(prompt), { class: "card" + (hit(prompt) ? " hit" : "") });
     made.append(make("bdi", { class: "prompt" }, prompt.text), make("span", { class: "share" }, said(at(prompt))),
-      make("small", {}, about(prompt) + ", " + at(prompt).grade));
+      make("small", {}, about(prompt) + ", " + graded(at(prompt))));
     return made;
   };
   const row = (prompt) => {
