@@ -52,11 +52,11 @@ def test_resuming_equals_running_through(tmp_path) -> None:
 
 def test_training_lowers_the_loss_and_the_average_follows(tmp_path) -> None:
     stage, network = _stage(tmp_path, 200)
-    before = float(_loss(network)(10_000))
+    before = _loss(network)(10_000).item()
     stage.run(_loss(network), every=100)
-    assert float(_loss(network)(10_000)) < before / 2
+    assert _loss(network)(10_000).item() < before / 2
     stage.averaged()
-    assert float(_loss(network)(10_000)) < before
+    assert _loss(network)(10_000).item() < before
 
 
 def test_the_shipped_table_is_no_second_ground_truth(tmp_path) -> None:
