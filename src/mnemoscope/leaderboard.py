@@ -47,7 +47,7 @@ from mnemoscope.tables import TABLES
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "anisotropy:calibrated": ("anisotropy:norm", "anisotropy:cosine"),
     "first_step:calibrated": ("gap_norm", "consensus_energy", "consensus_sharpness"),
-    "departure:calibrated": ("departure:image", "departure:noise"),
+    "exchange:calibrated": ("exchange:image", "exchange:noise"),
     "early:calibrated": ("consensus_sharpness", "persistence", "schedule_deviation"),
 }
 """Detectors combined with weights from one half of the prompts, judged on the other."""

@@ -16,7 +16,7 @@ from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
 from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean, radial
 from mnemoscope.detectors.critical_scale import crossing
-from mnemoscope.detectors.departure import noise_shed, own_noise
+from mnemoscope.detectors.exchange import image_entering, noise_shed, own_noise
 from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled
 from mnemoscope.detectors.noise_similarity import ms_ssim
 from mnemoscope.errors import InputError
@@ -138,18 +138,28 @@ def test_energy_at_pure_noise_is_the_explained_variance_of_a_perfect_memorizer(o
     )
 
 
-def test_departure_counts_the_variance_that_a_caption_takes_away(oracle):
-    names = ["departure", "departure:image", "departure:noise"]
+def test_exchange_counts_the_variance_that_a_caption_takes_away(oracle):
+    names = ["exchange", "exchange:image", "exchange:noise"]
     scored = detect(oracle, ["target 0", "never seen"], detectors=names, seeds=8)
-    one, none = scored.of("departure:noise")
+    one, none = scored.of("exchange:noise")
     # One picture is left, so the estimate no longer depends on the noise; a stranger's caption
     # leaves what the unconditional branch has.
     assert one == pytest.approx(1.0, abs=0.02)
     assert none == pytest.approx(0.0, abs=1e-6)
-    assert scored.of("departure:image")[1] == pytest.approx(0.0, abs=1e-6)
+    assert scored.of("exchange:image")[1] == pytest.approx(0.0, abs=1e-6)
     np.testing.assert_allclose(
-        scored.of("departure"), scored.of("departure:image") + scored.of("departure:noise")
+        scored.of("exchange"), scored.of("exchange:image") + scored.of("exchange:noise")
     )
+
+
+def test_the_pull_is_measured_in_units_of_the_seeds_noise():
+    x, noise, pull = torch.randn(3, 1, 16, 4, 16, 16, generator=torch.Generator().manual_seed(6))
+    # At alpha = sigma = 1 the clean estimate is x - eps.
+    maps = LatentMaps(Level(*torch.ones(2)), x, eps_u=x - noise, eps_c=x - noise - 2 * pull)
+    assert float(image_entering(maps)[0]) == pytest.approx(4.0, rel=0.05)
+    # A latent in other units, or a level at which everything is larger, changes nothing.
+    larger = LatentMaps(Level(*torch.ones(2)), 3 * x, 3 * maps.eps_u, 3 * maps.eps_c)
+    torch.testing.assert_close(image_entering(larger), image_entering(maps))
 
 
 def test_own_noise_leaves_out_what_other_seeds_noise_explains_as_well():
@@ -163,7 +173,7 @@ def test_own_noise_leaves_out_what_other_seeds_noise_explains_as_well():
     assert float(own_noise(picture.expand_as(x), x)[0]) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_departure_needs_an_estimate_that_holds_noise():
+def test_exchange_needs_an_estimate_that_holds_noise():
     x = torch.randn(1, 2, 1, 4, 4)
     with pytest.raises(MissingEvidence, match="holds none of the noise"):
         noise_shed(LatentMaps(Level(*torch.ones(2)), x, eps_u=2 * x, eps_c=x))

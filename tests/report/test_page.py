@@ -269,7 +269,7 @@ def test_prompts_that_copy_another_image_are_counted_apart() -> None:
     told = verdict(*(tables[name] for name in names), [], "l2")
     assert told.title == plain.title
     assert told.sentences[0] == plain.sentences[0] + (
-        " In 2 more prompts, 1 of them controls, at least one sample is retrieved verbatim: "
+        " In 2 more prompts (1 of them a control) at least one sample is retrieved verbatim: "
         "another training image."
     )
 

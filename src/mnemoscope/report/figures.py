@@ -270,7 +270,7 @@ def _sheet(panels: Sequence[Panel]) -> Figure:
 def save(sheets: Mapping[str, Sequence[Panel]], pdf: Path) -> tuple[Path, ...]:
     """Write figures for print: one PNG each, and one PDF with a page each.
 
-    The pages share their fonts, whose embedding would else take as long as the drawing.
+    The pages share their fonts: embedding them anew for each figure takes longer than drawing it.
 
     Args:
         sheets: Panels of each figure, by name; a figure without panels is left out.

@@ -179,8 +179,11 @@ def _elsewhere(prompts: int, controls: int) -> str:
     if not prompts:
         return ""
     count = "1 more prompt" if prompts == 1 else f"{prompts} more prompts"
-    among = f", {controls} of them controls," if controls and prompts > 1 else ""
-    return f" In {count}{among} at least one sample is retrieved verbatim: another training image."
+    among = f" ({controls} of them a control)" if controls == 1 else f" ({controls} controls)"
+    return (
+        f" In {count}{among if controls else ''} at least one sample is retrieved verbatim: "
+        "another training image."
+    )
 
 
 def _origin(nulls: Sequence[Row], measure: str) -> str:

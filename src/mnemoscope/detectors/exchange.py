@@ -1,11 +1,11 @@
-r"""Departure is what pure noise already shows of the image that enters and the noise that leaves.
+r"""Exchange is what pure noise already shows of the image that enters and the noise that leaves.
 
 Formulas, at the first call, with p_s = x0_c - x0_u of seed s, d coordinates, and N_f the power of
 `consensus_whitened`::
 
-    departure:image   (1/n) sum_s (1/d) sum over frequencies of |p̂_s|²_f / N_f
-    departure:noise   1 - r(x0_c) / r(x0_u),    r(v) = <v_s, x_s> - <v_s, x_s'>
-    departure         their sum
+    exchange:image    (1/n) sum_s (1/d) sum over frequencies of |p̂_s|²_f / N_f
+    exchange:noise    1 - r(x0_c) / r(x0_u),    r(v) = <v_s, x_s> - <v_s, x_s'>
+    exchange          their sum
 
 r averages the product with a seed's own noise, less that with another's, so that a picture which
 happens to resemble the noise adds nothing. Both parts are free of units and near 0 for a caption
@@ -17,7 +17,7 @@ denoiser that is what the caption leaves open,
 
     r(x0_c) = trace d E[x | x_t, c] / d x_t = alpha / sigma² · trace Cov[x | x_t, c]
 
-so that departure:noise is the share of variance that the caption takes away, 1 if it means one
+so that exchange:noise is the share of variance that the caption takes away, 1 if it means one
 picture. Guidance then turns the one into an image that enters too early, the other into noise that
 leaves too early.
 
@@ -76,7 +76,7 @@ def noise_shed(maps: LatentMaps) -> PerPrompt:
 
 
 @dataclass(frozen=True)
-class Departure(Detector):
+class Exchange(Detector):
     """How far the first guided estimate is about to leave the schedule.
 
     Attributes:
@@ -88,8 +88,8 @@ class Departure(Detector):
 
     @property
     def name(self) -> str:
-        """Return "departure", with the part if it is one."""
-        return "departure" if self.part == "both" else f"departure:{self.part}"
+        """Return "exchange", with the part if it is one."""
+        return "exchange" if self.part == "both" else f"exchange:{self.part}"
 
     @property
     def formula(self) -> str:
@@ -114,4 +114,4 @@ class Departure(Detector):
         return image_entering(maps) + noise_shed(maps)
 
 
-DETECTORS = (Departure(), Departure("image"), Departure("noise"))
+DETECTORS = (Exchange(), Exchange("image"), Exchange("noise"))
