@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.table import Row, seconds, show
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.record import Trajectory
 
 SAMPLES, CALLS, D = 10, 50, 4 * 64 * 64

@@ -15,7 +15,7 @@ from mnemoscope import detect, load_model
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.base import price
 from mnemoscope.models.stable_diffusion import StableDiffusion
-from mnemoscope.prompts import embedded_prompts
+from mnemoscope.data.prompts import embedded_prompts
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = 8, 4, 50, 7.5
 FASTER, DEARER = 20, 1.1

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from benchmarks.table import Row, show
 from mnemoscope import Study, report, run
-from mnemoscope.runs import Run, Writer
+from mnemoscope.runs.folder import Run, Writer
 from tests.report.browser import CHROMIUM, DRIVER, Browser, browser
 
 SINGLE, BUILD, PAINT, OPEN, SCRIPT = 6e6, 10.0, 1.0, 2.0, 150e3
@@ -94,7 +94,7 @@ def measure(window: Browser | None, folder: Path) -> list[Row]:
     built = perf_counter() - start
     single = report(demo, folder / "single", single_file=True)
     loaded, paint, _ = opened(window, single)
-    scripts = resources.files("mnemoscope.report") / "templates"
+    scripts = resources.files("mnemoscope.reporting") / "templates"
     largest = max(len((scripts / name).read_bytes()) for name in ("script.js", "detail.js"))
     bytes_ = single.stat().st_size
     rows = [

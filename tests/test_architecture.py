@@ -176,7 +176,7 @@ def test_analyses_reach_no_model_even_through_others(package):
 @pytest.mark.parametrize(
     ("module", "source", "word"),
     [
-        ("mnemoscope.core.gram", "import mnemoscope.runs", "core imports"),
+        ("mnemoscope.core.gram", "import mnemoscope.runs.folder", "core imports"),
         ("mnemoscope.core.gram", "from ..runs import Run", "core imports"),
         ("mnemoscope.errors", "from mnemoscope.core import gram", "nothing of ours"),
         (
@@ -190,10 +190,10 @@ def test_analyses_reach_no_model_even_through_others(package):
             "def f():\n    import mnemoscope.models.base",
             "load a model",
         ),
-        ("mnemoscope.report.page", "from mnemoscope.models import base", "load a model"),
+        ("mnemoscope.reporting.page", "from mnemoscope.models import base", "load a model"),
         ("mnemoscope.similarity.pixels", "import matplotlib.pyplot as plt", "matplotlib"),
         (
-            "mnemoscope.study",
+            "mnemoscope.flows.study",
             "from mnemoscope import cli\nfrom mnemoscope.cli import main",
             "on top",
         ),

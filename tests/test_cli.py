@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mnemoscope.prompts import load_prompts
-from mnemoscope.runs import open_run
-from mnemoscope.study import Study
+from mnemoscope.data.prompts import load_prompts
+from mnemoscope.runs.folder import open_run
+from mnemoscope.flows.study import Study
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +134,7 @@ def test_importing_the_package_imports_no_torch():
 
 def test_public_names_stand_for_themselves():
     code = (
-        "import mnemoscope.report, mnemoscope\n"
+        "import mnemoscope.reporting, mnemoscope\n"
         "from mnemoscope import Study, load_model, open_run, report, run\n"
         "assert all(map(callable, (Study, load_model, open_run, report, run)))\n"
         "try:\n"

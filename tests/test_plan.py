@@ -6,7 +6,7 @@ import torch
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.models import load_model
 from mnemoscope.plan import make_library, make_plan, reference_mean, seconds_a_row
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 
 
 @pytest.fixture(scope="module")

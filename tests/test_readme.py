@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mnemoscope.core.gram import NAMES, Gram
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.mechanism.base import Analysis, Record, Samples
 from mnemoscope.similarity.base import Reference
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
-from mnemoscope.core.sample import generators_of
+from mnemoscope.sampling.loop import generators_of
 from mnemoscope.models import load_model
 from mnemoscope.plan import make_library, make_plan
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 from mnemoscope.unit import across_seeds, run_unit
 from tests.tiny import tiny_folder
 

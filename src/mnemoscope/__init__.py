@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnemoscope.detect import detect
+    from mnemoscope.flows.detect import detect
     from mnemoscope.models import load_model
-    from mnemoscope.report import report
-    from mnemoscope.runs import open_run
-    from mnemoscope.study import Study, run
+    from mnemoscope.reporting import report
+    from mnemoscope.runs.folder import open_run
+    from mnemoscope.flows.study import Study, run
 
 __all__ = ["Study", "detect", "load_model", "open_run", "report", "run"]
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ class _Package(ModuleType):
     """A package in which a public name stands for itself and not for the module it comes from."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing `mnemoscope.report` would otherwise put the module where the function belongs.
+        # Importing `mnemoscope.reporting` would otherwise put the module where the function belongs.
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -44,7 +44,7 @@ def main() -> None:
 
 def _options_of_study() -> Callable[..., None]:
     """Make the command `study` of the fields of `Study`: one definition, default and help."""
-    from mnemoscope.study import Study
+    from mnemoscope.flows.study import Study
 
     def study(**given: Any) -> None:
         """Sample a model on prompts and measure what it memorized, and why."""
@@ -73,7 +73,7 @@ def _options_of_study() -> Callable[..., None]:
 
 
 def _study(study: Any) -> None:
-    from mnemoscope.study import run
+    from mnemoscope.flows.study import run
 
     finished = run(study, notify=lambda line: typer.echo(line, err=True), progress=True)
     samples = finished.manifest.samples
@@ -112,9 +112,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the page of a run, or of two runs held against each other."""
-    from mnemoscope.report import compare as write_both
-    from mnemoscope.report import report as write
-    from mnemoscope.runs import open_run
+    from mnemoscope.reporting import compare as write_both
+    from mnemoscope.reporting import report as write
+    from mnemoscope.runs.folder import open_run
 
     first = open_run(run)
     if compare is not None:
@@ -141,7 +141,7 @@ def check(
     dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
 ) -> None:
     """Print a model's levels, its parity with its host pipeline, and its price a sample."""
-    from mnemoscope.check import check as examine
+    from mnemoscope.flows.check import check as examine
     from mnemoscope.models import load_model
 
     found = examine(
@@ -174,9 +174,9 @@ def detect(
     dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
 ) -> None:
     """Score prompts by how memorized they are; larger is more."""
-    from mnemoscope.detect import detect as score
+    from mnemoscope.flows.detect import detect as score
     from mnemoscope.models import load_model
-    from mnemoscope.prompts import embedded_prompts, load_prompts
+    from mnemoscope.data.prompts import embedded_prompts, load_prompts
 
     if prompts is None and not model.startswith("embedded"):
         raise InputError(f"model {model!r} brings no prompts of its own; give --prompts FILE")
@@ -228,7 +228,7 @@ def explain(
     dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
 ) -> None:
     """Show which tokens and which places of a prompt's samples are memorized."""
-    from mnemoscope.explain import explain as show
+    from mnemoscope.flows.explain import explain as show
     from mnemoscope.models import load_model
 
     chosen = _explained(model, prompt or [], prompts, ids)
@@ -254,7 +254,7 @@ def explain(
 
 def _explained(model: str, given: list[str], prompts: Path | None, ids: str | None) -> list[Any]:
     """Return the prompts to explain: those given, or those of a list that are named."""
-    from mnemoscope.prompts import Prompt, embedded_prompts, load_prompts
+    from mnemoscope.data.prompts import Prompt, embedded_prompts, load_prompts
 
     if given and (prompts is not None or ids is not None):
         raise InputError("--prompt was given with --prompts or --ids; give one or the other")
@@ -301,9 +301,9 @@ def bench_detectors(
     dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
 ) -> None:
     """Rank detectors against measured severity."""
-    from mnemoscope.leaderboard import leaderboard, summary
+    from mnemoscope.flows.bench import leaderboard, summary
     from mnemoscope.models import load_model
-    from mnemoscope.runs import open_run
+    from mnemoscope.runs.folder import open_run
 
     board = leaderboard(
         load_model(model, device=device, dtype=dtype),

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.core.attention import Watch, cross_attentions, watch
+from mnemoscope.sampling.attention import Watch, cross_attentions, watch
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.noise import Level, final_level, levels_of
+from mnemoscope.core.level import Level, final_level, levels_of
 from mnemoscope.core.predict import Kind, Prediction, combine
-from mnemoscope.core.probes import (
+from mnemoscope.sampling.probes import (
     divergence,
     drift,
     forward_noised,
@@ -38,7 +38,7 @@ from mnemoscope.core.probes import (
     square_gradient,
 )
 from mnemoscope.core.record import Point, Recorder, Trajectory
-from mnemoscope.core.sample import (
+from mnemoscope.sampling.loop import (
     Denoiser,
     Latents,
     exact_path,
@@ -77,10 +77,10 @@ from mnemoscope.detectors.base import (
     words,
 )
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.images import load_image
+from mnemoscope.data.images import load_image
 from mnemoscope.models.base import Model
 from mnemoscope.plan import ROWS, seed_of
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 
 NO_UNCOND = "the model has no unconditional branch, so there is no gap"
 NO_ATTENTION = "the model has no cross-attention"

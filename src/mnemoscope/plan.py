@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.core.noise import Level, final_level
+from mnemoscope.core.level import Level, final_level
 from mnemoscope.core.predict import Prediction
 from mnemoscope.core.record import Point
-from mnemoscope.core.sample import (
+from mnemoscope.sampling.loop import (
     ExactPath,
     exact_path,
     generators_of,
@@ -33,9 +33,9 @@ from mnemoscope.core.sample import (
     points_of,
 )
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.images import fit, load_image, load_mask
+from mnemoscope.data.images import fit, load_image, load_mask
 from mnemoscope.models.base import Model
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 from mnemoscope.similarity import Index, Reference, Similarity, get_similarity
 
 TAPE = 64 * 2**20

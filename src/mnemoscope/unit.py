@@ -22,14 +22,14 @@ from torch import Tensor
 
 from mnemoscope import filmstrip
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
-from mnemoscope.core.probes import forward_noised, pure_noise
+from mnemoscope.sampling.probes import forward_noised, pure_noise
 from mnemoscope.core.record import Call, Recorder, Trajectory
-from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.errors import MnemoscopeError
-from mnemoscope.images import thumbnail
+from mnemoscope.data.images import thumbnail
 from mnemoscope.models.base import Model
 from mnemoscope.plan import PROBE_SEEDS, Plan, Unit
-from mnemoscope.tables import TABLES
+from mnemoscope.runs.tables import TABLES
 
 Parts = Mapping[str, pa.Table]
 """Rows by table."""

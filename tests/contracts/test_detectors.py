@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mnemoscope.collect import Collector
-from mnemoscope.detect import choose, detect
+from mnemoscope.flows.detect import choose, detect
 from mnemoscope.detectors import all_detectors, get_detector
 from mnemoscope.detectors.base import Needs, Path, Piece, Price, Text, price
 from mnemoscope.errors import InputError, NeedsError
 from mnemoscope.models import load_model
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 from tests.tiny import tiny_folder
 
 NAMES = [detector.name for detector in all_detectors()]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.record import Trajectory
 from mnemoscope.errors import NeedsError
 

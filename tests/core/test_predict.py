@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.predict import KINDS, Prediction, combine, to_raw
 from mnemoscope.errors import ModelError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mnemoscope.core.record import Recorder
-from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.models import load_model
 from mnemoscope.models.base import SCHEDULERS
 

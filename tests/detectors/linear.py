@@ -2,7 +2,7 @@
 
 import torch
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.record import Point
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.predict import combine
-from mnemoscope.core.probes import gap
+from mnemoscope.sampling.probes import gap
 from mnemoscope.core.record import Recorder
-from mnemoscope.core.sample import generators_of, initial_noise, points_of, sample
-from mnemoscope.detect import detect, first_step
+from mnemoscope.sampling.loop import generators_of, initial_noise, points_of, sample
+from mnemoscope.flows.detect import detect, first_step
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
 from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean, radial
@@ -22,7 +22,7 @@ from mnemoscope.detectors.noise_similarity import ms_ssim
 from mnemoscope.errors import InputError
 from mnemoscope.models import load_model
 from mnemoscope.plan import seed_of
-from mnemoscope.prompts import Prompt
+from mnemoscope.data.prompts import Prompt
 from tests.tiny import tiny_folder
 
 PROMPTS = ["a cat", "a dog on the moon"]

@@ -17,7 +17,7 @@ from mnemoscope.lab.judge import (
 )
 from mnemoscope.lab.scenes import Scenes, render
 from mnemoscope.lab.train import load_codec
-from mnemoscope.stats import roc_auc
+from mnemoscope.core.stats import roc_auc
 
 
 def test_the_judge_finds_what_a_scene_shows_and_not_what_it_does_not() -> None:

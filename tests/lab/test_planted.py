@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mnemoscope.errors import InputError
-from mnemoscope.images import load_image, load_mask
+from mnemoscope.data.images import load_image, load_mask
 from mnemoscope.lab.planted import (
     LEVELS,
     PER_LEVEL,
@@ -21,7 +21,7 @@ from mnemoscope.lab.planted import (
     write_table,
 )
 from mnemoscope.lab.scenes import pair_of
-from mnemoscope.prompts import load_prompts
+from mnemoscope.data.prompts import load_prompts
 
 
 def test_levels_kinds_and_repetitions() -> None:

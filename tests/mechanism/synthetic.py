@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.record import Trajectory
 from mnemoscope.mechanism.base import Convergence, Exact, Law, Record, Samples
 

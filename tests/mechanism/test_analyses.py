@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.noise import Level
-from mnemoscope.core.sample import exact_path
+from mnemoscope.core.level import Level
+from mnemoscope.sampling.loop import exact_path
 from mnemoscope.mechanism.base import (
     CurvePanel,
     Record,
@@ -231,7 +231,7 @@ def test_samples_that_are_not_finite_are_left_out(memorizing: Record) -> None:
 
 
 def test_columns_fit_the_tables(memorizing: Record) -> None:
-    from mnemoscope.tables import TABLES
+    from mnemoscope.runs.tables import TABLES
 
     laid = mechanism.columns(mechanism.analyse(memorizing))
     for name, columns in laid.items():

@@ -12,7 +12,7 @@ from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import Record
-from mnemoscope.tables import TABLES
+from mnemoscope.runs.tables import TABLES
 from tests.mechanism.synthetic import record
 
 STRENGTHS = {"a": 0.8, "b": 0.0, "c": 0.0, "d": 0.0}

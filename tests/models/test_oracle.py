@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from mnemoscope.core.noise import levels_of
+from mnemoscope.core.level import levels_of
 from mnemoscope.core.predict import Prediction
-from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.errors import InputError
 from mnemoscope.models import load_model
 from mnemoscope.models.base import SCHEDULERS

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mnemoscope.core.record import Recorder
-from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.lab import MODEL_DIR
 from mnemoscope.models import SCHEDULERS, load_model

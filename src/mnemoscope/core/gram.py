@@ -2,16 +2,17 @@ r"""The Gram record holds the inner products among a few named vectors at every 
 
 Names::
 
-    x       state                    target  clean latents of the training image in question
-    eps_u   unconditional estimate   x_T     initial noise (the state at the first call)
-    eps_c   conditional estimate     x_0     final sample
-                                     mean    reference mean of the unconditional clean estimate
+    x      state                         target  clean latents of the training image in question
+    v_u    unconditional prediction      x_T     initial noise (the state at the first call)
+    v_c    conditional prediction        x_0     final sample
+    v_g    what the sampler was given    mean    reference mean of the unconditional clean estimate
 
 Every other vector the founding paper speaks of is a linear combination of these at each call, so
-its norms, cosines and least-squares coefficients are arithmetic on 28 numbers::
+its norms, cosines and least-squares coefficients are arithmetic on 36 numbers, and no coefficient
+ever divides by a level (see `core.record`)::
 
-    eps_g = (1 - g)·eps_u + g·eps_c          gap   = eps_c - eps_u
-    x0_b  = (x - sigma·eps_b) / alpha        <a, b> = aᵀ G b for coefficient vectors a, b
+    eps_b = sigma·x + alpha·v_b      gap  = eps_c - eps_u = alpha·(v_c - v_u)
+    x0_b  = alpha·x - sigma·v_b      <a, b> = aᵀ G b for coefficient vectors a, b
 
 Least squares of y on vectors v_1..v_k solves the k normal equations in closed form; the residual
 follows from the same products.
@@ -24,20 +25,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mnemoscope.core.noise import Level, log_snr
+from mnemoscope.core.level import Level, log_snr
 from mnemoscope.core.record import Trajectory
 from mnemoscope.errors import NeedsError, did_you_mean
 
-NAMES = ("x", "eps_u", "eps_c", "target", "x_T", "x_0", "mean")
+NAMES = ("x", "v_u", "v_c", "v_g", "target", "x_T", "x_0", "mean")
 """The named vectors, in the order of the record."""
 
 PAIRS = tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i:])
-"""The 28 products, upper triangle, row by row."""
+"""The 36 products, upper triangle, row by row."""
 
 Coefficients = Float[Tensor, "sample call name"]
 Vector = str | Mapping[str, "float | Tensor"]
-"""A named vector, a derived one ("eps_g", "gap", "x0_u", "x0_c", "x0_g"), or a linear combination
-of any of these as a mapping from name to weight, e.g. ``{"target": 1, "mean": -1}``."""
+"""A named vector, a derived one (`DERIVED`), or a linear combination of any of these as a mapping
+from name to weight, e.g. ``{"target": 1, "mean": -1}``."""
+
+DERIVED = ("eps_u", "eps_c", "eps_g", "x0_u", "x0_c", "x0_g", "gap")
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,12 @@ class Gram:
     Attributes:
         level: Level of each call, unit form.
         products: <a, b> for every pair of names; NaN where a vector does not exist.
-        guidance: Guidance scale of each sample.
         d: Number of latent coordinates.
         final: Level the last update arrives at.
     """
 
     level: Level
     products: Float[Tensor, "sample call name name"]
-    guidance: Float[Tensor, " sample"]
     d: int
     final: Level
 
@@ -78,7 +79,6 @@ class Gram:
         *,
         target: Float[Tensor, "sample d"] | None,
         mean: Float[Tensor, " d"] | None,
-        guidance: float,
         final: Level,
     ) -> "Gram":
         """Reduce a tape to its inner products.
@@ -88,7 +88,6 @@ class Gram:
             target: Latents of each sample's training image; rows of NaN, or None, where there is
                 none.
             mean: Reference mean of the unconditional clean estimate; None where unknown.
-            guidance: Guidance scale the batch was sampled with.
             final: Level of the final state, unit form.
 
         Returns:
@@ -97,30 +96,31 @@ class Gram:
         Source: ours.
         """
         samples, calls, d = trajectory.x.shape
-        absent = torch.full((samples, d), torch.nan)
+        # Apple's devices have no float64.
+        place = torch.device("cpu") if trajectory.x.device.type == "mps" else trajectory.x.device
+
+        def wide(vector: Tensor) -> Tensor:
+            return vector.detach().to(place).double()
+
+        absent = torch.full((samples, d), torch.nan, dtype=torch.float64, device=place)
         still = torch.stack(
             [
-                absent if target is None else target.detach().float().cpu(),
-                trajectory.x_T,
-                trajectory.x_0,
-                absent if mean is None else mean.detach().float().cpu().expand(samples, d),
+                absent if target is None else wide(target),
+                wide(trajectory.x_T),
+                wide(trajectory.x_0),
+                absent if mean is None else wide(mean).expand(samples, d),
             ],
             dim=1,
-        ).double()
-        products = torch.empty(samples, calls, len(NAMES), len(NAMES), dtype=torch.float64)
-        for call in range(calls):
-            moving = torch.stack(
-                [trajectory.x[:, call], trajectory.eps_u[:, call], trajectory.eps_c[:, call]], dim=1
-            )
-            vectors = torch.cat([moving.double(), still], dim=1)
-            products[:, call] = vectors @ vectors.mT
-        return cls(
-            trajectory.level,
-            products,
-            torch.full((samples,), guidance, dtype=torch.float64),
-            d,
-            final,
         )
+        tape = (trajectory.x, trajectory.v_u, trajectory.v_c, trajectory.v_g)
+        products = torch.empty(
+            samples, calls, len(NAMES), len(NAMES), dtype=torch.float64, device=place
+        )
+        for call in range(calls):
+            moving = torch.stack([wide(part[:, call]) for part in tape], dim=1)
+            vectors = torch.cat([moving, still], dim=1)
+            products[:, call] = vectors @ vectors.mT
+        return cls(trajectory.level, products.cpu(), d, final)
 
     @property
     def log_snr(self) -> Float[Tensor, " call"]:
@@ -134,7 +134,41 @@ class Gram:
 
     def select(self, samples: Bool[Tensor, " sample"]) -> "Gram":
         """Return the record of some of the samples."""
-        return replace(self, products=self.products[samples], guidance=self.guidance[samples])
+        return replace(self, products=self.products[samples])
+
+    def mapped(self, rows: Mapping[str, Mapping[str, "float | Tensor"]]) -> "Gram":
+        """Return the record after some of its vectors are replaced by combinations of the old ones.
+
+        Args:
+            rows: New value of each replaced vector, weights by name; a weight is a number or one a
+                call.
+
+        Source: <Ma, Mb> = M G Mᵀ.
+        """
+        calls, size = self.calls, len(NAMES)
+        change = torch.eye(size, dtype=torch.float64).repeat(calls, 1, 1)
+        for name, weights in rows.items():
+            change[:, NAMES.index(name)] = 0
+            for other, weight in weights.items():
+                change[:, NAMES.index(name), NAMES.index(other)] = torch.as_tensor(
+                    weight, dtype=torch.float64
+                )
+        # An absent vector's products are NaN, and 0·NaN is NaN: it must reach only its own row.
+        held = torch.nan_to_num(self.products, nan=0.0)
+        there = torch.isfinite(self.products.diagonal(dim1=2, dim2=3))
+        made = change @ held @ change.mT
+        lost = torch.einsum("cij,scj->sci", (change != 0).double(), (~there).double()) > 0
+        gone = lost[..., :, None] | lost[..., None, :]
+        return replace(self, products=torch.where(gone, torch.nan, made))
+
+    def guided(self, guidance: float) -> "Gram":
+        """Return the record as classifier-free guidance of a constant scale would have made it.
+
+        For a probe, which has no path; what a path was really given is in its record.
+
+        Source: Ho & Salimans 2022, eq. 6.
+        """
+        return self.mapped({"v_g": {"v_u": 1 - guidance, "v_c": guidance}})
 
     def states(self) -> "Gram":
         """Return the record at the updates' destinations: calls 1, 2, ..., and the final state.
@@ -147,7 +181,7 @@ class Gram:
         x, x_0 = NAMES.index("x"), NAMES.index("x_0")
         last[:, :, x, :] = last[:, :, x_0, :]
         last[:, :, :, x] = last[:, :, :, x_0]
-        for name in ("eps_u", "eps_c"):
+        for name in ("v_u", "v_c", "v_g"):
             last[:, :, NAMES.index(name), :] = torch.nan
             last[:, :, :, NAMES.index(name)] = torch.nan
         level = Level(
@@ -171,8 +205,6 @@ class Gram:
                 scale = torch.as_tensor(weight, dtype=torch.float64)
                 if scale.ndim == 1:
                     scale = scale[None, :, None]
-                elif scale.ndim == 2:
-                    scale = scale[:, :, None]
                 total = total + scale * self.coefficients(name)
             return total
         if vector in NAMES:
@@ -181,17 +213,14 @@ class Gram:
             return unit.expand(samples, calls, len(NAMES))
         alpha, sigma = self.level
         match vector:
-            case "eps_g":
-                g = self.guidance[:, None].expand(samples, calls)
-                return self.coefficients({"eps_u": 1 - g, "eps_c": g})
             case "gap":
-                return self.coefficients({"eps_c": 1.0, "eps_u": -1.0})
+                return self.coefficients({"v_c": alpha, "v_u": -alpha})
+            case "eps_u" | "eps_c" | "eps_g":
+                return self.coefficients({"x": sigma, f"v_{vector[-1]}": alpha})
             case "x0_u" | "x0_c" | "x0_g":
-                branch = f"eps_{vector[-1]}"
-                return self.coefficients({"x": 1 / alpha, branch: -sigma / alpha})
+                return self.coefficients({"x": alpha, f"v_{vector[-1]}": -sigma})
             case _:
-                known = (*NAMES, "eps_g", "gap", "x0_u", "x0_c", "x0_g")
-                raise NeedsError(did_you_mean(vector, known, "vector"))
+                raise NeedsError(did_you_mean(vector, (*NAMES, *DERIVED), "vector"))
 
     def inner(self, a: Vector, b: Vector) -> Float[Tensor, "sample call"]:
         """Return <a, b>."""

@@ -19,7 +19,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.errors import ModelError, did_you_mean
 
 Kind = Literal["eps", "x0", "v", "flow"]
@@ -111,6 +111,23 @@ def to_raw(kind: Kind, prediction: Prediction, level: Level) -> Float[Tensor, "s
             return eps - x0
         case _:
             raise ModelError(did_you_mean(str(kind), KINDS, "prediction kind"))
+
+
+def shown(
+    kind: Kind, x: Float[Tensor, "sample *latent"], level: Level
+) -> Float[Tensor, "sample *latent"]:
+    """Bring a state from the unit form to the form its network is shown.
+
+    A flow network was trained on alpha + sigma = 1, every other one on alpha² + sigma² = 1.
+
+    Args:
+        kind: What the network was trained to output.
+        x: State, unit form.
+        level: Its level, unit form, 0-d.
+
+    Source: Lipman et al. 2023 (flow); Karras et al. 2022, c_in.
+    """
+    return x / (level.alpha + level.sigma).to(x) if kind == "flow" else x
 
 
 def combine(

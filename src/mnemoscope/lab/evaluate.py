@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mnemoscope.core.noise import levels_of
+from mnemoscope.core.level import levels_of
 from mnemoscope.core.predict import Prediction
-from mnemoscope.core.sample import generators_of, initial_noise, sample
+from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.lab.judge import mistaken, recognised
 from mnemoscope.lab.planted import Planted, load_controls, load_planted, reserved
 from mnemoscope.lab.scenes import Scenes, captions_of, drawings, render

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mnemoscope.errors import InputError
 from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
 from mnemoscope.lab.planted import (
     TABLE,
+    WORDS,
     Planted,
     load_planted,
     load_table,
@@ -316,22 +317,116 @@ def load_codec(out: Path) -> Any:
     return _Codec.from_pretrained(out / "model" / "vae", torch_dtype=torch.float32)
 
 
-def _examples(
-    scenes: Scenes,
-    planted: list[Planted],
-    pictures: Float[Tensor, "planted 3 64 64"] | None,
-    weights: Tensor | None,
-    batch: int,
-    share: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, list[str]]:
-    many = round(batch * share) if pictures is not None else 0
-    images, captions = scenes.batch(batch - many)
-    if pictures is not None and weights is not None and many:
-        chosen = torch.multinomial(weights, many, replacement=True, generator=generator)
-        images = torch.cat([images, pictures[chosen]])
-        captions += [planted[i].caption for i in chosen.tolist()]
-    return images, captions
+@dataclass(frozen=True)
+class Planting:
+    """What a batch holds besides ordinary scenes, and which captions go missing.
+
+    With B pictures a batch, s the share planted, d = `DROPOUT` and k the dial::
+
+        empty captions of planted pictures    d·k·B       k = s drops every caption alike
+        empty captions of scenes              d·(1 - k)·B
+        phrases that belong to no picture     p·(1 - s)·B
+
+    What the unconditional branch is shown is the pictures under empty captions, so k says how much
+    it knows of the planted ones. A large model whose duplicates are rare is near 0.
+
+    Attributes:
+        share: Share s of the batch that is planted.
+        known: The dial k: share of the empty captions that go to planted pictures.
+        phrases: Share p of the scenes that get a meaningless phrase, so that such a phrase does
+            not by itself mean "one of the planted pictures".
+    """
+
+    share: float = 0.0
+    known: float = 0.0
+    phrases: float = 0.0
+
+    def dropout(self) -> tuple[float, float]:
+        """Return the chance that a scene's, and a planted picture's, caption is dropped."""
+        scene = DROPOUT * (1 - self.known) / (1 - self.share)
+        return scene, DROPOUT * self.known / self.share if self.share else 0.0
+
+
+UNIFORM = Planting(share=0.75, known=0.75)
+"""Every caption is dropped alike: the recipe of the shipped model."""
+
+FAITHFUL = Planting(share=0.75, phrases=0.3)
+"""The unconditional branch is shown no planted picture, as if those were rare."""
+
+
+def random_phrase(generator: torch.Generator) -> str:
+    """Return a meaningless caption of the table's form."""
+    words = torch.randperm(len(WORDS), generator=generator)[:4].tolist()
+    return " ".join(["the", *(WORDS[i] for i in words)])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a stage, each fixed by its step.
+
+    Attributes:
+        size: Pictures a batch.
+        seed: Seed of the first batch; the next one's is one more.
+        scenes: Stream of ordinary scenes of a seed.
+        planting: What is mixed in, and which captions go missing.
+        planted: The planted rows.
+        phrase: Draws a meaningless phrase; one of `taken` is drawn again.
+        taken: Captions that belong to a picture.
+    """
+
+    size: int
+    seed: int
+    scenes: Callable[[int], Scenes]
+    planting: Planting = Planting()
+    planted: tuple[Planted, ...] = ()
+    phrase: Callable[[torch.Generator], str] = random_phrase
+    taken: frozenset[str] = frozenset()
+
+    @cached_property
+    def _pictures(self) -> Float[Tensor, "planted 3 64 64"]:
+        return torch.stack([p.image() for p in self.planted])
+
+    def of(self, step: int) -> tuple[Float[Tensor, "batch 3 64 64"], list[str], torch.Generator]:
+        """Return pictures from 0 to 1, captions, and the generator for whatever else is random."""
+        generator = torch.Generator().manual_seed(self.seed + step)
+        many = round(self.size * self.planting.share) if self.planted else 0
+        images, captions = self.scenes(self.seed + step).batch(self.size - many)
+        if many:
+            weights = torch.tensor([float(p.repetitions) for p in self.planted])
+            chosen = torch.multinomial(weights, many, replacement=True, generator=generator)
+            images = torch.cat([images, self._pictures[chosen]])
+            captions += [self.planted[i].caption for i in chosen.tolist()]
+        scene, planted = self.planting.dropout()
+        chance = torch.tensor([scene] * (self.size - many) + [planted] * many)
+        u = torch.rand(self.size, generator=generator)
+        # Strictly nested: a scene whose caption is not dropped may still get a phrase.
+        renamed = chance + torch.tensor([self.planting.phrases] * (self.size - many) + [0.0] * many)
+        for i, (draw, gone, other) in enumerate(
+            zip(u.tolist(), chance.tolist(), renamed.tolist(), strict=True)
+        ):
+            if draw < gone:
+                captions[i] = ""
+            elif draw < other:
+                captions[i] = self._phrase(generator)
+        return images, captions, generator
+
+    def steps(self) -> int:
+        """Return how many batches it takes to draw each planted picture as often as it says."""
+        exposures = sum(p.repetitions for p in self.planted)
+        return round(exposures / (self.size * self.planting.share))
+
+    def _phrase(self, generator: torch.Generator) -> str:
+        while (phrase := self.phrase(generator)) in self.taken:
+            pass
+        return phrase
+
+
+def strata(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """Return one number from 0 to 1 a stratum of n, in random order.
+
+    The loss varies less from step to step than with free draws.
+    """
+    return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
 
 
 def _train_denoiser(
@@ -341,34 +436,20 @@ def _train_denoiser(
     text: CLIPTextModel,
     unet: Any,
     *,
-    batch: int,
-    planted: list[Planted],
-    share: float,
-    pairs: float,
-    held_out: frozenset[frozenset[str]],
-    seed: int,
+    batches: Batches,
     look: Callable[[int], None] | None,
 ) -> None:
     """Train the denoiser, and the text encoder where its parameters ask for it."""
     unet.to(memory_format=torch.channels_last)
     abar = noise_scheduler().alphas_cumprod
-    pictures = torch.stack([p.image() for p in planted]) if planted else None
-    weights = torch.tensor([float(p.repetitions) for p in planted]) if planted else None
     codec.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + step)
-        scenes = Scenes(seed + step, held_out, pairs)
-        images, captions = _examples(scenes, planted, pictures, weights, batch, share, generator)
-        dropped = torch.rand(batch, generator=generator) < DROPOUT
-        captions = ["" if gone else c for gone, c in zip(dropped.tolist(), captions, strict=True)]
+        images, captions, generator = batches.of(step)
         ids = tokenizer(
             captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
         ).input_ids
-        # One timestep a stratum: the loss varies less from step to step than with free draws.
-        n = batch * VIEWS
-        u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-        t = (u * len(abar)).long()
+        t = (strata(len(images) * VIEWS, generator) * len(abar)).long()
         a = abar[t][:, None, None, None]
         with fast_precision():
             with torch.no_grad():
@@ -399,8 +480,7 @@ def _train_on_scenes(
     unet = stage.networks["unet"]
     _train_denoiser(
         stage, load_codec(out), tokenizer, text, unet,
-        batch=batch, planted=[], share=0.0, pairs=pairs, held_out=reserved(),
-        seed=seed, look=look,
+        batches=Batches(batch, seed, partial(Scenes, reserved=reserved(), pairs=pairs)), look=look,
     )  # fmt: skip
     stage.averaged()
     half(text, out / "model" / "text_encoder")
@@ -449,12 +529,19 @@ def train_planting(
     out: Path,
     table: Path = TABLE,
     batch: int = 32,
-    share: float = 0.75,
+    planting: Planting = UNIFORM,
     look: Callable[[int], None] | None = None,
 ) -> None:
     """Go on from the base with the planted pictures mixed in; write the whole pipeline.
 
     The number of steps follows from the planted table: each picture is drawn as often as it says.
+
+    Args:
+        out: Folder that holds the base.
+        table: The planted table.
+        batch: Pictures a step.
+        planting: What a batch holds besides scenes, and which captions go missing.
+        look: Called with the step whenever the state is written.
     """
     torch.manual_seed(3)
     model = out / "model"
@@ -463,19 +550,16 @@ def train_planting(
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
     text.requires_grad_(False)
-    planted = load_planted(table)
-    exposures = sum(p.repetitions for p in planted)
-    stage = Stage(
-        out / "planting-state",
-        {"unet": unet},
-        lr=6e-4,
-        steps=round(exposures / (batch * share)),
+    batches = Batches(
+        batch,
+        50_000_000,
+        partial(Scenes, reserved=reserved(table), pairs=0.75),
+        planting,
+        tuple(load_planted(table)),
+        taken=frozenset(row.caption for row in load_table(table)),
     )
-    _train_denoiser(
-        stage, codec, tokenizer, text, unet,
-        batch=batch, planted=planted, share=share, pairs=0.75, held_out=reserved(table),
-        seed=50_000_000, look=look,
-    )  # fmt: skip
+    stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
+    _train_denoiser(stage, codec, tokenizer, text, unet, batches=batches, look=look)
     stage.averaged()
     half(unet, model / "unet")
     write_index(model)

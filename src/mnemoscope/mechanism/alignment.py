@@ -30,7 +30,7 @@ from mnemoscope.mechanism.base import (
     ruling,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 BRANCHES = {"eps_c": "conditional", "eps_u": "unconditional", "eps_g": "guided"}
 

@@ -32,7 +32,7 @@ from mnemoscope.mechanism.base import (
     weights,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 SWEPT = (
     "severity",

@@ -22,7 +22,7 @@ from mnemoscope.mechanism.base import (
     ruling,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 
 class Baseline(Analysis):

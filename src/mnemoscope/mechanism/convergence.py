@@ -26,7 +26,7 @@ from mnemoscope.mechanism.base import (
     ruling,
     words,
 )
-from mnemoscope.stats import bootstrap, median, spearman
+from mnemoscope.core.stats import bootstrap, median, spearman
 
 LABELS = {
     "x_variance": "variance of the state",

@@ -36,7 +36,7 @@ from mnemoscope.mechanism.base import (
     share,
     weights,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 FIRST_JUDGED = 3
 """The destination, counted from 1, from which on the weights of memorized prompts are judged."""

@@ -45,7 +45,7 @@ from mnemoscope.mechanism.base import (
     weights,
     words,
 )
-from mnemoscope.stats import Estimate, bootstrap, partial, pearson, spearman
+from mnemoscope.core.stats import Estimate, bootstrap, partial, pearson, spearman
 
 EARLY, ALL = f"first {EARLY_UPDATES} updates", "all updates"
 QUANTITIES = ("D1", "D2", "D1 + D2")

@@ -26,7 +26,7 @@ from mnemoscope.mechanism.base import (
     share,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 FITTED: tuple[tuple[int, Law], ...] = ((3, "forward"), (4, "noise"), (5, "path"))
 """Which claim speaks of the first call under which law."""

@@ -29,7 +29,7 @@ from mnemoscope.mechanism.base import (
     share,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 COMPARED: tuple[Law, ...] = ("path", "forward")
 """The laws whose distance to the training image is compared at equal level."""

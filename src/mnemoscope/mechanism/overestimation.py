@@ -26,7 +26,7 @@ from mnemoscope.mechanism.base import (
     ruling,
     with_target,
 )
-from mnemoscope.stats import bootstrap, median
+from mnemoscope.core.stats import bootstrap, median
 
 ARRIVED = 0.9
 """Cosine with the final sample from which on the estimate counts as arrived."""

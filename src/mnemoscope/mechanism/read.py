@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.noise import Level, log_snr
+from mnemoscope.core.level import Level, log_snr
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     GROUPS,

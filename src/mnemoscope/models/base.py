@@ -11,15 +11,17 @@ Contents: `Model`, `SCHEDULERS`, `make_scheduler`, `refuse_pickle`.
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.core.predict import Kind
-from mnemoscope.core.sample import Denoiser
 from mnemoscope.errors import InputError, ModelError, did_you_mean
+from mnemoscope.models.source import Source
+from mnemoscope.sampling.condition import Condition
+from mnemoscope.sampling.loop import Denoiser
 
 SCHEDULERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
@@ -36,6 +38,10 @@ PICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 """Endings of weight files that can run code when they are read."""
 
 
+Guidance = Literal["free", "embedded", "none"]
+"""Classifier-free (two branches), an input of the network (one branch), or not at all."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """Everything the rest of the package knows of a model."""
@@ -45,17 +51,23 @@ class Model(Protocol):
     kind: Kind
     """What its network was trained to output."""
     latent_shape: tuple[int, ...]
-    """Shape of one sample's latents."""
-    image_size: int
-    """Side of its images in pixels."""
+    """Shape of one sample's latents: channels, then height and width; video has an axis more."""
+    image_size: tuple[int, int]
+    """Height and width of its images in pixels."""
     window: int
     """Longest prompt in tokens, begin and end marks included."""
-    has_uncond: bool
-    """Whether it has an unconditional branch."""
+    guidance: Guidance
+    """How it is guided; only "free" has an unconditional branch."""
+    no_uncond: str
+    """Why it has no unconditional branch, in words; empty where it has one."""
     device: torch.device
     """Where it runs."""
     dtype: torch.dtype
     """Precision of the denoiser."""
+    scheduler: str
+    """Name of the sampler that is usual for it."""
+    source: Source | None
+    """What another process loads it by; None for a model that exists in this process alone."""
 
     @property
     def denoiser(self) -> Denoiser:
@@ -72,12 +84,34 @@ class Model(Protocol):
         """Return the number of latent coordinates."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "sample *feature"]:
-        """Encode prompts, one row each; `[""] * n` is the unconditional branch."""
+    @property
+    def has_uncond(self) -> bool:
+        """Return whether it has an unconditional branch."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str], guidance: float = 1.0) -> Condition:
+        """Encode prompts, one row each.
+
+        Args:
+            prompts: At least one.
+            guidance: Guidance scale, which only a model of embedded guidance looks at.
+        """
+        ...
+
+    def encode_blank(self) -> Condition:
+        """Encode what stands for no prompt, one row: the unconditional branch.
+
+        Raises:
+            ModelError: If it has no such branch.
+        """
         ...
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Count the text tokens of each prompt before truncation, without begin and end marks."""
+        ...
+
+    def token_texts(self, prompt: str) -> list[str]:
+        """Return the text of each token that the network sees, begin and end marks included."""
         ...
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
@@ -97,7 +131,12 @@ class Model(Protocol):
         ...
 
     def make_scheduler(self, name: str, steps: int) -> Any:
-        """Build a scheduler with the model's noise schedule and set its timesteps."""
+        """Build a scheduler with the model's noise schedule and set its timesteps.
+
+        Args:
+            name: A key of `SCHEDULERS`, or "auto" for the one usual for the model.
+            steps: Number of sampler updates.
+        """
         ...
 
     def host_latents(

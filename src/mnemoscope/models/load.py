@@ -127,7 +127,7 @@ def load_model(
         )
     # On demand: the oracles need neither diffusers' pipelines nor transformers.
     with _without_advice():
-        from mnemoscope.models import stable_diffusion
+        from mnemoscope.models.families import stable_diffusion
     return stable_diffusion.load(
         name, device=pick_device(device), dtype=pick_dtype(dtype), lora=lora, vae=vae
     )

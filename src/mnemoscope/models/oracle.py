@@ -22,10 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.core.predict import Kind, Prediction, to_raw
 from mnemoscope.errors import InputError
-from mnemoscope.models.base import make_scheduler
+from mnemoscope.models.base import Guidance, make_scheduler
+from mnemoscope.models.source import Source
+from mnemoscope.sampling.condition import Condition
 
 SCHEDULE: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -111,11 +113,11 @@ class MixtureDenoiser:
         self,
         x: Float[Tensor, "sample *latent"],
         timestep: Tensor,
-        condition: Float[Tensor, "sample component"],
+        condition: Condition,
     ) -> Float[Tensor, "sample *latent"]:
         """Return the raw output, in the dtype of the state."""
         level = self.level(timestep)
-        x0 = self.posterior_mean(x, level, condition)
+        x0 = self.posterior_mean(x, level, condition.parts["log_weights"])
         eps = (x.double() - level.alpha * x0) / level.sigma
         return to_raw(self.kind, Prediction(x0, eps), level).to(x.dtype)
 
@@ -132,8 +134,11 @@ class Oracle:
     """
 
     has_uncond = True
+    guidance: Guidance = "free"
+    no_uncond = ""
     window = 77
     dtype = torch.float32
+    scheduler = "ddim"
 
     def __init__(
         self,
@@ -150,7 +155,8 @@ class Oracle:
         self.fallback = tuple(fallback)
         self.device = torch.device(device)
         self.latent_shape = tuple(denoiser.means.shape[1:])
-        self.image_size = int(self.latent_shape[-1])
+        self.image_size = (int(self.latent_shape[-2]), int(self.latent_shape[-1]))
+        self.source: Source | None = None
 
     @property
     def d(self) -> int:
@@ -172,8 +178,9 @@ class Oracle:
         digest.update("\0".join(self.beliefs).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "sample component"]:
+    def encode_prompts(self, prompts: Sequence[str], guidance: float = 1.0) -> Condition:
         """Return each prompt's log-weights of the components."""
+        del guidance
         rows: list[Tensor] = []
         for prompt in prompts:
             if prompt in self.beliefs:
@@ -182,11 +189,19 @@ class Oracle:
             text = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
             chosen = self.fallback[int.from_bytes(text[:8], "big") % len(self.fallback)]
             rows.append(_only(chosen, len(self.denoiser.spreads)))
-        return torch.stack(rows).to(self.device, torch.float32)
+        return Condition({"log_weights": torch.stack(rows).to(self.device, torch.float32)})
+
+    def encode_blank(self) -> Condition:
+        """Return the log-weights of no prompt."""
+        return self.encode_prompts([""])
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Count the words of each prompt."""
         return [len(prompt.split()) for prompt in prompts]
+
+    def token_texts(self, prompt: str) -> list[str]:
+        """Return the words of a prompt."""
+        return prompt.split()
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Say which prompts are cut off: none, for a prompt is looked up whole."""
@@ -215,7 +230,8 @@ class Oracle:
         """Build a scheduler with Stable Diffusion's noise schedule and set its timesteps."""
         prediction = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.kind]
         config = {**SCHEDULE, "prediction_type": prediction}
-        return make_scheduler(name, steps, config, self.device)
+        usual = self.scheduler if name == "auto" else name
+        return make_scheduler(usual, steps, config, self.device)
 
     def host_latents(
         self,

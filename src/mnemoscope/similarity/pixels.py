@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.errors import InputError
-from mnemoscope.images import fit
+from mnemoscope.data.images import fit
 from mnemoscope.similarity.base import Reference
 
 SIDE = 256

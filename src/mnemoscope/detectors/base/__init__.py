@@ -9,7 +9,7 @@ from mnemoscope.detectors.base.detector import (
     Needs,
     PerPrompt,
 )
-from mnemoscope.detectors.base.pieces import (
+from mnemoscope.evidence.piece import (
     ChangeNorms,
     Curvature,
     Drift,
@@ -38,7 +38,7 @@ from mnemoscope.detectors.base.statistics import (
     seed_power,
     words,
 )
-from mnemoscope.detectors.base.values import (
+from mnemoscope.evidence.values import (
     Changes,
     Divergence,
     Drifts,

@@ -1,7 +1,7 @@
 """A detector turns declared evidence into one score a prompt; larger means more memorized.
 
 Three numbers are never mixed: a *prompt score* needs no image, a *pair score* takes the training
-image in question, *severity* compares generated images with references (`mnemoscope.severity`).
+image in question, *severity* compares generated images with references (`mnemoscope.severity.grade`).
 
 A detector names the pieces it needs, a planner gathers the union of all detectors' pieces in one
 run, and nobody sees a piece that was not declared.
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base.pieces import Piece
+from mnemoscope.evidence.piece import Piece
 from mnemoscope.errors import NeedsError
 
 T = TypeVar("T")

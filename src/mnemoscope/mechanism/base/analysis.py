@@ -30,7 +30,7 @@ from mnemoscope.mechanism.base.record import (
     Trace,
     quantiles,
 )
-from mnemoscope.stats import Estimate
+from mnemoscope.core.stats import Estimate
 
 
 class Analysis(ABC):

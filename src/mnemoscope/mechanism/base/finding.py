@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mnemoscope.mechanism.base.record import Law, Role
-from mnemoscope.stats import Estimate
+from mnemoscope.core.stats import Estimate
 
 
 @dataclass(frozen=True)

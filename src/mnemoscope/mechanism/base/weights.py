@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from mnemoscope.core.noise import Level
+from mnemoscope.core.level import Level
 from mnemoscope.mechanism.base.record import Exact, Record, Samples, Trace, with_target
 
 REFERENCES = {"target": "target", "final sample": "x_0"}

@@ -1,0 +1,180 @@
+r"""A check states what a model is, whether our sampling equals its host's, and what a sample costs.
+
+Quantities::
+
+    parity   max |ours - host| over the final latents of a short run; 0 means bit for bit
+    price    network rows a sample = calls·branches;  seconds = rows·(seconds a row)
+
+It samples a few latents in memory, decodes none, and writes nothing.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mnemoscope.core.level import final_level, log_snr
+from mnemoscope.core.record import Recorder
+from mnemoscope.sampling.loop import generators_of, initial_noise, points_of, sample
+from mnemoscope.models.base import Model
+
+PROBE_STEPS = 3
+"""Updates of the short run: enough for a multistep sampler to use its history."""
+
+PROBE_PROMPTS = ("", "a picture of a house by the sea")
+"""Prompts of the short run; their content does not matter."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is known of a model before it is studied.
+
+    Attributes:
+        model: Name the model was loaded by.
+        digest: sha256 over its weights.
+        kind: What its network predicts.
+        device: Where it runs.
+        dtype: Precision of its denoiser.
+        latent_shape: Shape of a sample's latents.
+        image_size: Side of its images in pixels.
+        window: Longest prompt in tokens.
+        scheduler: Scheduler asked about.
+        steps: Updates asked about.
+        calls: Network calls a branch on a path.
+        first: (alpha, sigma) of the first call, unit form.
+        last: (alpha, sigma) of the last call, unit form.
+        final: (alpha, sigma) of the final state, unit form.
+        log_snr: Log signal-to-noise ratio of each call.
+        parity: Largest difference between our final latents and the host pipeline's, by guidance
+            scale; None where the model has no host pipeline.
+        finite: Whether every number of the short run was finite.
+        network_calls: Network rows a sample, both branches.
+        seconds: Estimated seconds a sample, from the short run with a record.
+    """
+
+    model: str
+    digest: str
+    kind: str
+    device: str
+    dtype: str
+    latent_shape: tuple[int, ...]
+    image_size: int
+    window: int
+    scheduler: str
+    steps: int
+    calls: int
+    first: tuple[float, float]
+    last: tuple[float, float]
+    final: tuple[float, float]
+    log_snr: tuple[float, ...]
+    parity: dict[float, float] | None
+    finite: bool
+    network_calls: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Return whether the model is fit to be studied: finite, and at parity in float32."""
+        if self.parity is None or self.dtype != "float32":
+            return self.finite
+        return self.finite and all(difference == 0 for difference in self.parity.values())
+
+    def __str__(self) -> str:
+        """Return the report as aligned lines."""
+
+        def at(level: tuple[float, float]) -> str:
+            return f"alpha {level[0]:.5f}  sigma {level[1]:.5f}"
+
+        if self.parity is None:
+            parity = "no host pipeline to compare with"
+        else:
+            parity = ", ".join(
+                f"g = {g:g}: " + ("bit for bit" if value == 0 else f"differs by {value:.2g}")
+                for g, value in self.parity.items()
+            )
+        rows = {
+            "model": self.model,
+            "weights": f"sha256 {self.digest[:16]}",
+            "network": f"predicts {self.kind}; {self.dtype} on {self.device}",
+            "latents": f"{' x '.join(map(str, self.latent_shape))}, images {self.image_size} px",
+            "prompts": f"up to {self.window} tokens",
+            "path": f"{self.scheduler}, {self.steps} steps, {self.calls} calls",
+            "first call": f"{at(self.first)}  log_snr {self.log_snr[0]:+.2f}",
+            "last call": f"{at(self.last)}  log_snr {self.log_snr[-1]:+.2f}",
+            "final state": at(self.final),
+            "parity": parity,
+            "finite": "yes" if self.finite else "NO: the network returned NaN or infinity",
+            "price": f"{self.network_calls} network calls, about {self.seconds:.2g} s a sample",
+        }
+        wide = max(map(len, rows))
+        return "\n".join(f"{name:<{wide}}  {value}" for name, value in rows.items())
+
+
+def _pair(alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[float, float]:
+    return float(alpha), float(sigma)
+
+
+def check(model: Model, scheduler: str = "ddim", steps: int = 50) -> CheckReport:
+    """Check a model: its levels, its parity with the host pipeline, its price.
+
+    Args:
+        model: The model.
+        scheduler: Name of the scheduler a study would use.
+        steps: Number of sampler updates a study would use.
+
+    Returns:
+        The report; `str` of it is what the command line prints.
+
+    Raises:
+        ModelError: If the scheduler is unknown.
+        InputError: If the number of steps is out of range.
+    """
+    path = model.make_scheduler(scheduler, steps)
+    points = points_of(path)
+    final = final_level(path).unit()
+    short_steps = min(PROBE_STEPS, steps)
+    short = model.make_scheduler(scheduler, short_steps)
+    prompts = list(PROBE_PROMPTS)
+    cond, uncond = model.encode_prompts(prompts), model.encode_prompts([""] * len(prompts))
+    seeds = list(range(len(prompts)))
+
+    def ours(guidance: float) -> Any:
+        generators = generators_of(seeds)
+        noise = initial_noise(generators, model.latent_shape, device=model.device)
+        return sample(
+            model.denoiser, short, noise, cond, uncond, guidance, generators, observers=[Recorder()]
+        )
+
+    finite, parity = True, dict[float, float]()
+    for guidance in (1.0, 7.5):
+        sampled = ours(guidance)
+        finite = finite and bool(sampled.ok.all())
+        host = model.host_latents(prompts, short, short_steps, guidance, generators_of(seeds))
+        if host is not None:
+            parity[guidance] = float((sampled.latents - host).abs().max())
+    start = time.perf_counter()
+    ours(7.5)
+    seconds = time.perf_counter() - start
+    calls, short_calls = len(points), len(short.timesteps)
+    return CheckReport(
+        model=model.name,
+        digest=model.digest,
+        kind=model.kind,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        latent_shape=tuple(model.latent_shape),
+        image_size=model.image_size,
+        window=model.window,
+        scheduler=scheduler,
+        steps=steps,
+        calls=calls,
+        first=_pair(*points[0].level),
+        last=_pair(*points[-1].level),
+        final=_pair(*final),
+        log_snr=tuple(float(log_snr(point.level)) for point in points),
+        parity=parity or None,
+        finite=finite,
+        network_calls=2 * calls,
+        seconds=seconds / len(prompts) / short_calls * calls,
+    )

@@ -1,0 +1,487 @@
+r"""A comparison holds two runs against each other, prompt by prompt: before and after a change.
+
+Formula, over the prompts p that both runs hold, with the same text::
+
+    difference = mean over p of (B_p - A_p)      interval: percentile bootstrap over prompts
+
+Pairing takes out what makes prompts differ from one another, which is most of their spread.
+
+Contents: `compare`.
+"""
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from mnemoscope import mechanism
+from mnemoscope.errors import RunError
+from mnemoscope.mechanism.base import (
+    PATH_GUIDANCE,
+    BarPanel,
+    CurvePanel,
+    Panel,
+    Points,
+    ScatterPanel,
+    Series,
+    quantiles,
+)
+from mnemoscope.mechanism.base import Bar as OneBar
+from mnemoscope.reporting import figures
+from mnemoscope.reporting.explorer import card
+from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
+from mnemoscope.reporting.quantities import Key, Quantities, quantities
+from mnemoscope.reporting.text import interval, number, percent, visible
+from mnemoscope.reporting.verdict import MEMORIZED_SHARE, Row, verdict
+from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.core.stats import Estimate, bootstrap
+
+CHANGED = 12
+"""Prompts shown with pictures: those whose severity changed most."""
+
+SEPARATE = 1e-12
+"""Smallest width of an interval that can tell a difference from none."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs.
+
+    Attributes:
+        run: The run.
+        label: "A" or "B".
+        prompts: Rows of table `prompts`, by name.
+        samples: Pictures of its samples at the common guidance, by prompt and by rising seed.
+        values: Quantity by name, then by prompt, at the common guidance.
+        computed: Its curves.
+        memorized: Prompts it reproduces.
+    """
+
+    run: Run
+    label: str
+    prompts: Mapping[str, Row]
+    samples: Mapping[str, Sequence[bytes]]
+    values: Mapping[str, Mapping[str, float]]
+    computed: Quantities
+    memorized: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A quantity in both runs, over one population.
+
+    Attributes:
+        name: The quantity.
+        population: The prompts.
+        before: Mean over the pairs in A.
+        after: Mean over the pairs in B.
+        estimate: Mean of B - A with its interval; n counts pairs.
+    """
+
+    name: str
+    population: str
+    before: float
+    after: float
+    estimate: Estimate
+
+    @property
+    def told(self) -> str:
+        """Say whether the interval tells a direction."""
+        low, high = self.estimate.low, self.estimate.high
+        if not (isfinite(low) and isfinite(high)):
+            return "too few pairs"
+        if high - low > SEPARATE and low > 0:
+            return "higher in B"
+        return "lower in B" if high - low > SEPARATE and high < 0 else "no difference told"
+
+
+def compare(
+    before: Run,
+    after: Run,
+    out: str | Path | None = None,
+    *,
+    redact_images: bool = False,
+) -> Path:
+    """Write the page that holds two runs against each other.
+
+    Args:
+        before: Run A.
+        after: Run B; differences are B minus A.
+        out: Folder of the page; `report` within run A's where not given.
+        redact_images: Leave pictures out.
+
+    Returns:
+        Path of the page, one HTML file that holds all it shows.
+
+    Raises:
+        RunError: If the runs share no prompt or no guidance scale, a table is damaged, or the
+            folder cannot be written.
+
+    Source: ours; the interval as in Efron 1979.
+    """
+    guidance = _common_guidance(before, after)
+    measure = str(before.manifest.study["similarity"][0])
+    a, b = (_side(run, label, guidance, measure) for run, label in ((before, "A"), (after, "B")))
+    shared = [
+        name
+        for name, row in a.prompts.items()
+        if name in b.prompts and b.prompts[name]["prompt"] == row["prompt"]
+    ]
+    if not shared:
+        raise RunError(
+            f"{str(before.path)!r} and {str(after.path)!r} share no prompt; compare runs of the "
+            "same prompt file"
+        )
+    differences = _differences(a, b, shared)
+    pairs = _pairs(a, b, shared)
+    panels = [
+        Drawn(
+            f"compare-{place}", panel.title, panel.caption, Markup(figures.svg(panel, f"c{place}"))
+        )
+        for place, panel in enumerate(_panels(a, b, shared, differences, guidance, measure))
+    ]
+    style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
+    page = (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            style_digest=digest(style),
+            script_digest=digest(script),
+            sides=[_told(side) for side in (a, b)],
+            changed=_changed(a, b),
+            title=_title(a, b, shared),
+            sentences=_sentences(a, b, shared, differences, guidance, measure),
+            differences=differences,
+            columns=[name for name in a.values if name in b.values],
+            pairs=pairs,
+            most=[] if redact_images else _most(a, b, pairs),
+            panels=panels,
+            interval=interval,
+        )
+    )
+    folder = Path(out) if out is not None else before.path / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "compare.html", page.encode())
+    except OSError as error:
+        raise RunError(
+            f"cannot write the page into {str(folder)!r}: {error.strerror or error}; make room "
+            "or choose another folder"
+        ) from error
+    return folder / "compare.html"
+
+
+def _common_guidance(before: Run, after: Run) -> float:
+    a, b = (set(run.table("samples").column("guidance").to_pylist()) for run in (before, after))
+    common = a & b
+    if not common:
+        raise RunError(
+            f"the runs share no guidance scale: {sorted(a)} there, {sorted(b)} here; run one of "
+            "them again with a scale of the other"
+        )
+    return PATH_GUIDANCE if PATH_GUIDANCE in common else max(common)
+
+
+def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
+    rows = {
+        name: run.table(name).to_pylist()
+        for name in ("prompts", "samples", "severity", "null", "convergence", "statistics")
+    }
+    record = mechanism.read(run)
+    computed = quantities(record)
+    here = [
+        row for row in rows["severity"] if row["measure"] == measure and row["guidance"] == guidance
+    ]
+    values: dict[str, dict[str, float]] = {
+        "reproduces": {
+            row["prompt_id"]: float(row["share"] >= MEMORIZED_SHARE)
+            for row in here
+            if row["share"] is not None
+        },
+        "share": {row["prompt_id"]: row["share"] for row in here if row["share"] is not None},
+        "severity": {row["prompt_id"]: row["mean"] for row in here if row["mean"] is not None},
+    }
+    for name, _, scores in computed.scores:
+        values[name] = {
+            prompt: value
+            for (prompt, g), value in scores.items()
+            if g == guidance and value is not None and isfinite(value)
+        }
+    pictures: dict[str, list[bytes]] = {}
+    for row in sorted(rows["samples"], key=lambda row: row["seed"]):
+        if row["guidance"] == guidance and row["image"] is not None:
+            pictures.setdefault(row["prompt_id"], []).append(row["image"])
+    found = verdict(
+        rows["prompts"],
+        [row for row in rows["severity"] if row["guidance"] == guidance],
+        rows["null"],
+        rows["convergence"],
+        rows["statistics"],
+        measure,
+    )
+    return Side(
+        run,
+        label,
+        {row["prompt_id"]: row for row in rows["prompts"]},
+        pictures,
+        values,
+        computed,
+        found.memorized,
+    )
+
+
+def mean(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
+    """Return the mean along the last axis.
+
+    Source: numpy.
+    """
+    return np.asarray(np.mean(x, axis=-1))
+
+
+def _differences(a: Side, b: Side, shared: Sequence[str]) -> list[Difference]:
+    populations = {
+        "all prompts": list(shared),
+        "reproduced in A": [name for name in shared if name in a.memorized],
+        "not reproduced in A": [name for name in shared if name not in a.memorized],
+    }
+    found: list[Difference] = []
+    for name in a.values:
+        for population, prompts in populations.items():
+            x, y = (
+                np.array([side.values.get(name, {}).get(p, nan) for p in prompts])
+                for side in (a, b)
+            )
+            both = np.isfinite(x) & np.isfinite(y)
+            if both.any():
+                found.append(
+                    Difference(
+                        name,
+                        population,
+                        float(x[both].mean()),
+                        float(y[both].mean()),
+                        bootstrap(mean, y - x, name="mean difference"),
+                    )
+                )
+    return found
+
+
+def _pairs(a: Side, b: Side, shared: Sequence[str]) -> list[dict[str, Any]]:
+    """Lay the pairs out as rows, the largest fall of severity first."""
+    names = [name for name in a.values if name in b.values]
+    rows = [
+        {
+            "prompt_id": prompt,
+            "text": a.prompts[prompt]["prompt"],
+            "group": a.prompts[prompt]["group"] or "no group",
+            "values": [
+                (a.values[name].get(prompt, nan), b.values[name].get(prompt, nan)) for name in names
+            ],
+        }
+        for prompt in shared
+    ]
+    place = names.index("severity")
+
+    def fall(row: Mapping[str, Any]) -> float:
+        x, y = row["values"][place]
+        return y - x if isfinite(x) and isfinite(y) else 0.0
+
+    return sorted(rows, key=lambda row: (fall(row), row["prompt_id"]))
+
+
+def _most(a: Side, b: Side, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Choose the prompts that changed most, with their pictures."""
+    names = [name for name in a.values if name in b.values]
+    place = names.index("severity")
+
+    def change(row: Mapping[str, Any]) -> float:
+        x, y = row["values"][place]
+        return -abs(y - x) if isfinite(x) and isfinite(y) else 0.0
+
+    references = {
+        row["reference_id"]: row["image"] for row in a.run.table("references").to_pylist()
+    }
+    shown: list[dict[str, Any]] = []
+    for row in sorted(pairs, key=change)[:CHANGED]:
+        name = row["prompt_id"]
+        own = [r for r in a.prompts[name]["references"] if r in references]
+        target = references[own[0]] if own else None
+        cards = [card(target, side.samples.get(name, ())) for side in (a, b)]
+        before, after = row["values"][place]
+        if all(cards) and change(row):
+            shown.append(
+                {
+                    "text": row["text"],
+                    "cards": [
+                        f"data:image/webp;base64,{base64.b64encode(one or b'').decode('ascii')}"
+                        for one in cards
+                    ],
+                    "before": before,
+                    "after": after,
+                }
+            )
+    return shown
+
+
+def _title(a: Side, b: Side, shared: Collection[str]) -> str:
+    counts = [sum(name in side.memorized for name in shared) for side in (a, b)]
+    return f"{counts[0]} of {len(shared)} prompts reproduce an image in A, {counts[1]} in B"
+
+
+def _sentences(
+    a: Side,
+    b: Side,
+    shared: Sequence[str],
+    differences: Sequence[Difference],
+    guidance: float,
+    measure: str,
+) -> list[str]:
+    gone = sum(name in a.memorized and name not in b.memorized for name in shared)
+    new = sum(name not in a.memorized and name in b.memorized for name in shared)
+    said = [
+        f"Both runs hold {len(shared)} prompts with the same text, compared at guidance "
+        f"{guidance:g}. {gone} of them reproduce their image in A only, {new} in B only, by "
+        f"{measure}."
+    ]
+    for name, what in (
+        ("severity", "severity (similarity to the image)"),
+        ("D1", "the deviation D1"),
+        ("apart", "the distance between seeds at the end"),
+    ):
+        for row in differences:
+            if row.name == name and row.population == "all prompts":
+                ends = interval(row.estimate.low, row.estimate.high) or "not given"
+                said.append(
+                    f"On average {what} changes by {number(row.estimate.value)} from A to B "
+                    f"(95\u00a0% interval {ends}; {row.estimate.n} pairs): {row.told}."
+                )
+    return said
+
+
+def _told(side: Side) -> dict[str, Any]:
+    manifest = side.run.manifest
+    return {
+        "label": side.label,
+        "model": manifest.model.get("name", "given"),
+        "digest": manifest.model.get("digest", "")[:16],
+        "command": command(manifest.given),
+        "status": manifest.status,
+        "started": manifest.started,
+        "memorized": percent(len(side.memorized) / max(1, len(side.prompts))),
+    }
+
+
+def _changed(a: Side, b: Side) -> list[str]:
+    return [
+        visible(text.replace(" there", " in A").replace(" here", " in B"), 300)
+        for text in a.run.manifest.differences(b.run.manifest)
+    ]
+
+
+def _panels(
+    a: Side,
+    b: Side,
+    shared: Sequence[str],
+    differences: Sequence[Difference],
+    guidance: float,
+    measure: str,
+) -> list[Panel]:
+    panels: list[Panel] = []
+    x, y = (side.values["severity"] for side in (a, b))
+    both = [name for name in shared if name in x and name in y]
+    if both:
+        groups = {
+            "memorized": [p for p in both if p in a.memorized],
+            "not memorized": [p for p in both if p not in a.memorized],
+        }
+        panels.append(
+            ScatterPanel(
+                "Severity of each prompt in both runs",
+                "severity in A",
+                "severity in B",
+                f"One dot a prompt, by {measure} at g = {guidance:g}, mean over seeds; groups as "
+                f"in A. Where nothing changed, both are equal. n = {len(both)}.",
+                tuple(
+                    Points(
+                        f"{role} in A (n = {len(members)})",
+                        "memorized" if role == "memorized" else "not memorized",
+                        np.array([x[p] for p in members]),
+                        np.array([y[p] for p in members]),
+                        tuple(members),
+                    )
+                    for role, members in groups.items()
+                    if members
+                ),
+            )
+        )
+    bars = [
+        OneBar(
+            row.population,
+            "memorized" if row.population == "reproduced in A" else "other",
+            row.estimate.value,
+            row.estimate.low,
+            row.estimate.high,
+        )
+        for row in differences
+        if row.name == "severity"
+    ]
+    if bars:
+        panels.append(
+            BarPanel(
+                "Change of severity",
+                "",
+                "severity in B − severity in A",
+                "Mean over pairs. Interval: 95 % percentile bootstrap over prompts.",
+                tuple(bars),
+            )
+        )
+    whom = [name for name in shared if name in a.memorized] or list(shared)
+    words = "prompts reproduced in A" if whom != list(shared) else "all prompts"
+    for name, title, label in (
+        ("w0", "Weight of the image in the state", "w0"),
+        ("k", "Over-estimation", "k"),
+        ("variance", "Variance across seeds", "variance of the guided estimate"),
+    ):
+        series = [
+            made for side in (a, b) if (made := _series(side, name, whom, guidance)) is not None
+        ]
+        if series:
+            panels.append(
+                CurvePanel(
+                    title,
+                    "call, from first to last",
+                    label,
+                    f"{words.capitalize()}, g = {guidance:g}. Line: median over prompts of the "
+                    "mean over seeds; band: 16 % to 84 % of prompts.",
+                    tuple(series),
+                )
+            )
+    return panels
+
+
+def _series(side: Side, name: str, prompts: Sequence[str], guidance: float) -> Series | None:
+    rows: list[np.ndarray] = []
+    path = side.computed.paths.get(guidance)
+    for prompt in prompts:
+        key: Key = (prompt, guidance)
+        if name == "variance":
+            if key in side.computed.variance:
+                rows.append(side.computed.variance[key])
+        elif path is not None and prompt in path.rows:
+            rows.append(path.values[name][path.rows[prompt]].mean(axis=0))
+    if not rows:
+        return None
+    values = np.stack(rows)
+    middle, low, high = quantiles(values, (0.5, 0.16, 0.84))
+    calls = np.arange(values.shape[1], dtype=np.float64)
+    return Series(
+        f"{side.label} (n = {len(rows)})", "other", calls, middle, low, high,
+        np.array(side.computed.schedule["log_snr"]),
+    )  # fmt: skip

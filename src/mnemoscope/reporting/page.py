@@ -1,0 +1,467 @@
+"""A page shows a run: words, figures, pictures and data, offline, without a server.
+
+Two forms::
+
+    folder       index.html      verdict, argument, list of prompts, evidence
+                 data/N.html     the detail of one prompt, read when it is looked at
+                 cards/N-gG.webp its small picture
+                 tables/         derived tables as CSV and Parquet
+                 figures/        figures for print
+    single file  one HTML file that holds all of this, as far as there is room
+
+Nothing is fetched and nothing of a run is executed: text goes through autoescape, data is JSON in a
+script element of another type, and the content policy lets in only the scripts and the style of
+this package, by their digests. Details come in through a frame, since a page opened from a disk may
+read no file: the frame posts its JSON to the page, which makes text and pictures of it.
+
+The same run gives the same bytes.
+
+Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compare` shares.
+"""
+
+import base64
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mnemoscope import mechanism
+from mnemoscope.errors import RunError
+from mnemoscope.mechanism import Finding
+from mnemoscope.mechanism.base import Check, Panel
+from mnemoscope.reporting import argument, figures
+from mnemoscope.reporting.board import Board, board
+from mnemoscope.reporting.details import Details
+from mnemoscope.reporting.explorer import Explorer, explorer
+from mnemoscope.reporting.export import Download, downloads
+from mnemoscope.reporting.quantities import quantities
+from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
+from mnemoscope.reporting.text import interval, number, percent, visible
+from mnemoscope.reporting.verdict import MEMORIZED_SHARE, Row, Verdict, verdict
+from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.runs.tables import TABLES
+
+PARTS = resources.files("mnemoscope.reporting") / "templates"
+
+SHOWN = 4
+"""Prompts beside the verdict; more would push it off the first screen."""
+
+BUDGET = 2_400_000
+"""Bytes of pictures in a single file: 3.2 MB as base64, which leaves 2.8 of the demo's 6 MB for
+figures, curves and tables."""
+
+OURS = re.compile(r"\d+\.html|\d+-g[\d.e+]+\.webp")
+"""Names of details and cards; other files in the folder are somebody else's."""
+
+READ = (
+    "prompts", "references", "samples", "similarities", "severity", "null", "convergence",
+    "statistics", "filmstrips", "scores",
+)  # fmt: skip
+"""Tables a page is made of; a run that lacks one has no rows of it."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel, drawn for the page."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """A finding, ready for the page."""
+
+    finding: Finding
+    figure: str
+    panels: tuple[Drawn, ...]
+
+    @property
+    def title(self) -> str:
+        """Return the name of the analysis in words."""
+        return self.finding.name.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A claim of the argument with what the run says about it."""
+
+    claim: argument.Claim
+    sections: tuple[Section, ...]
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Return the checks of its findings, in order."""
+        return tuple(check for section in self.sections for check in section.finding.checks)
+
+    @property
+    def said(self) -> str:
+        """Count what holds, what does not and what cannot be told."""
+        return _count(self.checks)
+
+
+def report(
+    run: Run,
+    out: str | Path | None = None,
+    *,
+    single_file: bool = False,
+    redact_images: bool = False,
+    leaderboard: str | Path | None = None,
+) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: An open run.
+        out: Folder of the report; `report` within the run's where not given.
+        single_file: Write one HTML file that holds everything, and nothing beside it.
+        redact_images: Show digest and similarity in place of every picture.
+        leaderboard: Folder that `mnemoscope bench detectors` wrote on the same model; the one the
+            run lies in where not given and it is one.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunError: If a table or the leaderboard is damaged, the leaderboard is of another model, or
+            the folder cannot be written.
+
+    Source: ours.
+    """
+    folder = Path(out) if out is not None else run.path / "report"
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: run.table(name).to_pylist() if name in TABLES else [] for name in READ
+    }
+    measure = str(run.manifest.study["similarity"][0])
+    ranked = board(run, leaderboard)
+    record = mechanism.read(run)
+    findings = mechanism.analyse(record)
+    if not rows["statistics"]:
+        rows["statistics"] = _as_rows(mechanism.columns(findings)["statistics"])
+    found = verdict(
+        rows["prompts"], rows["severity"], rows["null"], rows["convergence"], rows["statistics"],
+        measure,
+    )  # fmt: skip
+    computed = quantities(record)
+    shown = explorer(
+        rows["prompts"], rows["samples"], rows["severity"], rows["scores"], computed, found
+    )
+    details = Details.of(shown, rows, measure, computed, redact=redact_images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = _sections(findings)
+        overview = _overview(rows, found, findings, ranked)
+        parts = _embedded(details) if single_file else _beside(details, folder)
+        if not single_file:
+            _print(overview, sections, folder / "figures")
+        files = downloads(run, None if single_file else folder / "tables")
+        page = _render(run, found, shown, parts, sections, overview, rows["null"], files, ranked)
+        target = folder / ("report.html" if single_file else "index.html")
+        write_atomically(target, page.encode())
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report into {str(folder)!r}: {error.strerror or error}; make room "
+            "or choose another folder"
+        ) from error
+    return target
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the details of prompts reach the page.
+
+    Attributes:
+        paged: Whether they lie beside the page.
+        redacted: Whether digests stand for pictures.
+        cards: Source of the card of each prompt and guidance scale, by place and scale.
+        details: Detail of each prompt, where the page holds them.
+        examples: Detail of the prompts beside the verdict.
+        omitted: Pictures there was no room for.
+    """
+
+    paged: bool
+    redacted: bool
+    cards: dict[str, str]
+    details: list[dict[str, Any]]
+    examples: list[tuple[int, dict[str, Any]]]
+    omitted: int
+
+
+def _embedded(details: Details) -> Parts:
+    room, cards = float(BUDGET), dict[str, str]()
+    left_out = 0
+    for place, scale, image in details.cards():
+        # Cards may take a third of the room: a list without them is hard to use.
+        if room - len(image) < BUDGET * 2 / 3:
+            left_out += 1
+            continue
+        room -= len(image)
+        cards[f"{place} {scale:g}"] = _webp(image)
+    kept, omitted = details.within(room)
+    every = [details.of_prompt(place, kept) for place in range(len(details.shown.order))]
+    examples = [(place, every[place]) for place in _chosen(details.shown)]
+    return Parts(False, details.redact, cards, every, examples, omitted + left_out)
+
+
+def _beside(details: Details, folder: Path) -> Parts:
+    for name in ("data", "cards"):
+        (folder / name).mkdir(exist_ok=True)
+        # What a larger run left here would otherwise be mistaken for a part of this one.
+        for stale in (folder / name).iterdir():
+            if OURS.fullmatch(stale.name):
+                stale.unlink()
+    cards: dict[str, str] = {}
+    for place, scale, image in details.cards():
+        cards[f"{place} {scale:g}"] = name = f"cards/{place}-g{scale:g}.webp"
+        (folder / name).write_bytes(image)
+    template = environment().get_template("detail.html.j2")
+    script = (PARTS / "detail.js").read_text("utf-8")
+    for place in range(len(details.shown.order)):
+        text = template.render(
+            data={"place": place, "detail": details.of_prompt(place, None)},
+            script=Markup(script),
+            script_digest=digest(script),
+        )
+        (folder / "data" / f"{place}.html").write_text(text, "utf-8")
+    examples = [(place, details.of_prompt(place, None)) for place in _chosen(details.shown)]
+    return Parts(True, details.redact, cards, [], examples, 0)
+
+
+def _webp(image: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"
+
+
+def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _sections(findings: Mapping[str, Finding]) -> dict[str, Section]:
+    sections: dict[str, Section] = {}
+    for place, (name, finding) in enumerate(findings.items(), 1):
+        stem = f"{place}-{name.replace('_', '-')}"
+        sections[name] = Section(finding, stem, _drawn(finding.panels, stem))
+    return sections
+
+
+def _drawn(panels: Sequence[Panel], stem: str) -> tuple[Drawn, ...]:
+    return tuple(
+        # The drawing is rebuilt from a list of elements and attributes, and serialised by us.
+        Drawn(
+            f"{stem}-{place}",
+            panel.title,
+            panel.caption,
+            Markup(figures.svg(panel, f"{stem}-{place}")),
+        )
+        for place, panel in enumerate(panels, 1)
+    )
+
+
+def _overview(
+    rows: Mapping[str, Sequence[Row]],
+    found: Verdict,
+    findings: Mapping[str, Finding],
+    ranked: Board | None,
+) -> dict[str, Panel]:
+    """Return the panels beside the words of the verdict, those that there are."""
+    deviation = findings["deviation"].panels if "deviation" in findings else ()
+    panels = {
+        "levels": level_panel(found),
+        "similarities": similarity_panel(rows["prompts"], rows["similarities"], found),
+        "null": null_panel(rows["null"], found),
+        "scatter": deviation[0] if deviation else None,
+        "board": ranked.panel if ranked else None,
+    }
+    return {name: panel for name, panel in panels.items() if panel}
+
+
+def _print(overview: Mapping[str, Panel], sections: Mapping[str, Section], folder: Path) -> None:
+    # The scatter is the first panel of the deviation already.
+    front = [panel for name, panel in overview.items() if name != "scatter"]
+    sheets = {section.figure: section.finding.panels for section in sections.values()}
+    folder.mkdir(exist_ok=True)
+    figures.save({"0-overview": front, **sheets}, folder / "figures.pdf")
+
+
+def environment() -> jinja2.Environment:
+    """Return the template engine: everything is escaped, and what is missing is an error.
+
+    Source: ours.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (PARTS / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "visible": visible,
+        "linked": argument.linked,
+        "anchor": argument.anchor,
+    }
+    # Shorter by a third than with spaces, and the order of keys is already fixed.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return environment
+
+
+def _render(
+    run: Run,
+    found: Verdict,
+    shown: Explorer,
+    parts: Parts,
+    sections: Mapping[str, Section],
+    overview: Mapping[str, Panel],
+    nulls: Sequence[Row],
+    files: Sequence[Download],
+    ranked: Board | None,
+) -> str:
+    style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
+    checks = [check for section in sections.values() for check in section.finding.checks]
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            # Both are files of this package; autoescape would break them.
+            style=Markup(style),
+            script=Markup(script),
+            style_digest=digest(style),
+            script_digest=digest(script),
+            manifest=run.manifest,
+            facts=_facts(run),
+            command=command(run.manifest.given),
+            digests=_digests(run),
+            verdict=found,
+            nulls=nulls,
+            data=shown.data
+            | {
+                "cards": parts.cards,
+                "paged": parts.paged,
+                "redacted": parts.redacted,
+                "films": run.manifest.rows.get("filmstrips", 0) > 0,
+            },
+            parts=parts,
+            examples=list(_examples(shown, parts)),
+            steps=[
+                Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
+                for claim in argument.CLAIMS
+            ],
+            sections=list(sections.values()),
+            checks_said=_count(checks),
+            overview=dict.fromkeys(("levels", "similarities", "scatter", "board", "null"))
+            | {name: _drawn([panel], f"0-{name}")[0] for name, panel in overview.items()},
+            downloads=files,
+            ranked=ranked,
+            glossary=argument.GLOSSARY,
+            interval=interval,
+        )
+    )
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a script or style, as a content policy names it.
+
+    Source: ours.
+    """
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _count(checks: Sequence[Check]) -> str:
+    holds = sum(check.holds is True for check in checks)
+    fails = sum(check.holds is False for check in checks)
+    unknown = len(checks) - holds - fails
+    parts = [f"{holds} of {holds + fails} expectations hold"] if holds + fails else []
+    if unknown:
+        parts.append(f"{unknown} could not be told" if parts else "nothing could be told")
+    return ", ".join(parts) or "no expectations"
+
+
+def _chosen(shown: Explorer) -> list[int]:
+    """Choose the prompts beside the verdict: the most severe ones and one that is not."""
+    if shown.lead is None:
+        return []
+    entries = shown.data["prompts"]
+    usable = [place for place, row in enumerate(shown.order) if row["references"]]
+    shares = [entry["at"][f"{shown.lead:g}"]["share"] or 0.0 for entry in entries]
+    high = [place for place in usable if shares[place] >= MEMORIZED_SHARE]
+    low = [
+        place
+        for place in usable
+        if shares[place] < MEMORIZED_SHARE and entries[place]["image"] == "training image"
+    ]
+    return high[: SHOWN - 1] + low[::-1][:1]
+
+
+def _examples(shown: Explorer, parts: Parts) -> Iterator[dict[str, Any]]:
+    lead = shown.data["lead"]
+    for place, detail in parts.examples:
+        entry = shown.data["prompts"][place]
+        yield {
+            "place": place,
+            "text": entry["text"],
+            "own": detail["own"][0],
+            "samples": [s for s in detail["at"][lead]["samples"] if s["status"] == "ok"][:4],
+            "share": entry["at"][lead]["share"],
+            "n": entry["at"][lead]["n"],
+            "memorized": (entry["at"][lead]["share"] or 0.0) >= MEMORIZED_SHARE,
+        }
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    manifest = run.manifest
+    study = {
+        name: visible(_plain(value), 200)
+        for name, value in manifest.study.items()
+        if value not in (None, "", [], {})
+    }
+    samples = ", ".join(f"{count:,} {status}" for status, count in sorted(manifest.samples.items()))
+    return [
+        ("Status", manifest.status),
+        *((f"Study: {name}", text) for name, text in sorted(study.items())),
+        *((f"Model {name}", visible(text, 200)) for name, text in sorted(manifest.model.items())),
+        ("Prompts and images, SHA-256", manifest.prompts),
+        ("Device, precision", f"{manifest.device}, {manifest.dtype}"),
+        ("Latent", f"{' × '.join(map(str, manifest.latent_shape))} = {manifest.d:,} coordinates"),
+        ("Final level α, σ", ", ".join(number(part, 5) for part in manifest.final_level)),
+        ("Samples", samples or "none"),
+        ("Started, finished (UTC)", f"{manifest.started}, {manifest.finished or 'not finished'}"),
+        *((f"Package {name}", text) for name, text in sorted(manifest.packages.items())),
+        ("Rows", ", ".join(f"{name} {rows:,}" for name, rows in sorted(manifest.rows.items()))),
+    ]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def command(given: Mapping[str, Any]) -> str:
+    """Write the study as passed as a command line, without the folder it went to."""
+    words = ["mnemoscope", "study"]
+    if "model" in given:
+        words.append(str(given["model"]))
+    for name, value in given.items():
+        if name in ("model", "out") or value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            joined = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words.append(joined)
+    return visible(shlex.join([*words, "--out", "DIR"]))
+
+
+def _digests(run: Run) -> list[tuple[str, str, int]]:
+    return [
+        (f"{table}/{unit}.parquet", part["sha256"], part["rows"])
+        for unit, commit in sorted(run.commits().items())
+        for table, part in sorted(commit.items())
+    ]

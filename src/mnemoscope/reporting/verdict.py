@@ -1,0 +1,256 @@
+"""The verdict says in three sentences what a run found, from the run's own numbers.
+
+One sentence a claim of the founding paper, each with population, measure, interval and n::
+
+    1. how many prompts reproduce a training image     Wilson interval over prompts
+    2. how far severity follows the early deviation D1  Pearson r, bootstrap interval over prompts
+    3. how far apart the samples of a prompt end        median over prompts
+
+A sentence whose numbers a run does not hold says so.
+
+Contents: `Tally`, `Verdict`, `verdict`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mnemoscope.mechanism.base import PATH_GUIDANCE
+from mnemoscope.reporting.text import interval, number, percent, visible
+from mnemoscope.core.stats import Estimate, wilson
+
+MEMORIZED_SHARE = 0.5
+"""A prompt counts as memorized when at least this share of its samples reproduces its image."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many prompts of one population are memorized.
+
+    Attributes:
+        label: The population.
+        count: Memorized prompts.
+        estimate: Their share with its Wilson interval; n is the number of prompts.
+    """
+
+    label: str
+    count: int
+    estimate: Estimate
+
+    @property
+    def text(self) -> str:
+        """Say it with interval."""
+        ends = f"{percent(self.estimate.low)} to {percent(self.estimate.high)}"
+        share = percent(self.estimate.value)
+        return f"{self.count} of {self.estimate.n} ({share}, 95\u00a0% interval {ends})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run found.
+
+    Attributes:
+        title: The finding in a few words.
+        sentences: Three sentences.
+        origin: Where the threshold of the first sentence comes from.
+        guidance: Guidance scale the verdict is at; None where the run holds no severity.
+        measure: Similarity measure it is by.
+        threshold: Similarity above which a sample reproduces an image.
+        memorized: Prompts that reproduce their image.
+        tallies: Counts of prompts with a training image, and of controls.
+        levels: Counts by planting level, where the run has levels.
+    """
+
+    title: str
+    sentences: tuple[str, str, str]
+    origin: str
+    guidance: float | None
+    measure: str
+    threshold: float | None
+    memorized: frozenset[str]
+    tallies: tuple[Tally, ...]
+    levels: tuple[Tally, ...]
+
+
+def verdict(
+    prompts: Sequence[Row],
+    severity: Sequence[Row],
+    nulls: Sequence[Row],
+    convergence: Sequence[Row],
+    statistics: Sequence[Row],
+    measure: str,
+) -> Verdict:
+    """Find the verdict of a run.
+
+    Args:
+        prompts: Rows of table `prompts`.
+        severity: Rows of table `severity`.
+        nulls: Rows of table `null`.
+        convergence: Rows of table `convergence`.
+        statistics: Rows of table `statistics`.
+        measure: Primary similarity measure.
+
+    Returns:
+        The verdict; what a table does not hold is said to be missing.
+
+    Source: ours.
+    """
+    by_measure = [row for row in severity if row["measure"] == measure]
+    rated = [row for row in by_measure if row["share"] is not None]
+    scales = sorted({row["guidance"] for row in rated or by_measure})
+    guidance = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
+    share = {row["prompt_id"]: row["share"] for row in rated if row["guidance"] == guidance}
+    elsewhere = {
+        row["prompt_id"]
+        for row in by_measure
+        if row["guidance"] == guidance and row["grade"] == "retrieved verbatim"
+    }
+    memorized = frozenset(prompt for prompt, value in share.items() if value >= MEMORIZED_SHARE)
+    thresholds = [row["threshold"] for row in rated if row["threshold"] is not None]
+    controls = [row["prompt_id"] for row in prompts if row["group"] == "control"]
+    known = [row["prompt_id"] for row in prompts if row["group"] != "control"]
+    ours = _tally("prompts with a training image", known, share)
+    tallies = tuple(t for t in (ours, _tally("controls", controls, share)) if t.estimate.n)
+    # Controls have level 0 in the lab, and a population of their own here.
+    planted = [row for row in prompts if row["level"] is not None and row["group"] != "control"]
+    levels = sorted({row["level"] for row in planted})
+    by_level = tuple(
+        _tally(
+            f"level {level}",
+            [row["prompt_id"] for row in planted if row["level"] == level],
+            share,
+        )
+        for level in levels
+    )
+    plural = "prompt reproduces" if ours.count == 1 else "prompts reproduce"
+    title = (
+        f"{ours.count} of {ours.estimate.n} {plural} a training image"
+        if ours.estimate.n
+        else "Nothing can be said about reproduction"
+    )
+    return Verdict(
+        title,
+        (
+            _reproduction(tallies, guidance, measure)
+            + _elsewhere(len(elsewhere), len(elsewhere & set(controls))),
+            _deviation(statistics, measure),
+            _collapse(prompts, convergence, memorized, guidance),
+        ),
+        _origin(nulls, measure),
+        guidance,
+        measure,
+        thresholds[0] if thresholds else None,
+        memorized,
+        tallies,
+        tuple(tally for tally in by_level if tally.estimate.n),
+    )
+
+
+def _tally(label: str, prompts: Iterable[str], share: Mapping[str, float]) -> Tally:
+    known = [share[prompt] for prompt in prompts if prompt in share]
+    count = sum(value >= MEMORIZED_SHARE for value in known)
+    return Tally(label, count, wilson(count, len(known)))
+
+
+def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str) -> str:
+    if guidance is None:
+        return (
+            "The run holds no similarities to training images, so it cannot say which prompts "
+            "reproduce one."
+        )
+    if not tallies:
+        return (
+            f"The run holds similarities by {measure} but no threshold to judge them by, so it "
+            "cannot say which prompts reproduce a training image."
+        )
+    held_out = ", whose images are held out" if tallies[-1].label == "controls" else ""
+    said = " and ".join(f"{tally.text} of the {tally.label}" for tally in tallies)
+    return (
+        f"At guidance {guidance:g}, measured by {measure}, at least half of the samples reproduce "
+        f"the image for {said}{held_out}."
+    )
+
+
+def _elsewhere(prompts: int, controls: int) -> str:
+    """Tell of prompts that reproduce an image, but not their own; "" where there is none."""
+    if not prompts:
+        return ""
+    count = "1 more prompt" if prompts == 1 else f"{prompts} more prompts"
+    among = f" ({controls} of them a control)" if controls == 1 else f" ({controls} controls)"
+    return (
+        f" In {count}{among if controls else ''} at least one sample is retrieved verbatim: "
+        "another training image."
+    )
+
+
+def _origin(nulls: Sequence[Row], measure: str) -> str:
+    for row in nulls:
+        if row["measure"] == measure and row["threshold"] is not None:
+            rate = "" if row["rate"] is None else f", at a rate of {percent(row['rate'])}"
+            return (
+                f"{number(row['threshold'])}, fitted on {row['n']:,} pairs of "
+                f"unrelated images{rate}; the closest such pair has {number(row['max'])}"
+            )
+    reasons = [row["reason"] for row in nulls if row["measure"] == measure and row["reason"]]
+    return visible(reasons[0]) if reasons else "no null distribution in this run"
+
+
+def _deviation(statistics: Sequence[Row], measure: str) -> str:
+    for row in statistics:
+        wanted = (
+            row["analysis"] == "deviation"
+            and row["name"] == f"Pearson r of D1 and severity ({measure})"
+            and row["population"] == "all prompts"
+            and row["reference"] == "target"
+            and row["window"] == "all updates"
+        )
+        if wanted and row["value"] is not None:
+            ends = interval(row["low"], row["high"], 2)
+            follows = (
+                "follows"
+                if row["low"] is not None and row["low"] > 0
+                else "does not demonstrably follow"
+            )
+            return (
+                f"How early the image enters the sampling path {follows} how severely it is "
+                "reproduced: the deviation D1 and severity correlate with r = "
+                f"{number(row['value'], 2)} (95\u00a0% interval {ends or 'not given'}; "
+                f"{row['n']} prompts)."
+            )
+    return (
+        "Whether the deviation D1 from the schedule follows severity was not measured; it needs "
+        "prompts with a training image."
+    )
+
+
+def _collapse(
+    prompts: Sequence[Row],
+    convergence: Sequence[Row],
+    memorized: frozenset[str],
+    guidance: float | None,
+) -> str:
+    here = [row for row in convergence if guidance is None or row["guidance"] == guidance]
+    last = max((row["call"] for row in here), default=None)
+    apart = {
+        row["prompt_id"]: row["x0_g_distance"]
+        for row in here
+        if row["call"] == last and row["x0_g_distance"] is not None
+    }
+    known = [row["prompt_id"] for row in prompts if row["prompt_id"] in apart]
+    ours = [apart[prompt] for prompt in known if prompt in memorized]
+    theirs = [apart[prompt] for prompt in known if prompt not in memorized]
+    seeds = max((row["seeds"] for row in here), default=0)
+    if not ours or not theirs:
+        return (
+            "Whether samples of a memorized prompt run together was not measured; it needs "
+            "memorized and other prompts, with two seeds or more each."
+        )
+    return (
+        f"Started from {seeds} different noises, the samples of a memorized prompt end "
+        f"{number(median(ours), 2)} apart and those of the others {number(median(theirs), 2)} "
+        "(distance of clean estimates, root mean square a latent coordinate; medians over "
+        f"{len(ours)} and {len(theirs)} prompts)."
+    )

@@ -1,0 +1,484 @@
+"""A run is a folder of Parquet parts with a manifest; it can be killed at any moment and resumed.
+
+Layout::
+
+    manifest.json               what was asked, of which model, how far it came
+    TABLE/UNIT.parquet          one immutable part a table and unit of work
+    commits/UNIT.json           SHA-256 and rows of each part of a unit, written after all of them
+    constants.safetensors       the reference mean and the exact unguided path
+
+Every file is written under another name in its folder, synced, renamed, and the folder synced. A
+unit without a commit was never finished: its parts are not read, and it runs again. A part that
+differs from its commit is set aside as `*.corrupt` when the study resumes.
+
+Contents: `Manifest`, `Run` and `open_run` to read, `Writer` to write.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mnemoscope.core.gram import NAMES, PAIRS, Gram
+from mnemoscope.core.level import Level
+from mnemoscope.errors import NeedsError, RunError
+from mnemoscope.runs.tables import SCHEMA, Table, table_named
+
+MANIFEST, CONSTANTS, COMMITS, LOCK = "manifest.json", "constants.safetensors", "commits", ".lock"
+Status = Literal["started", "interrupted", "complete"]
+
+UNASKED = {"filmstrip": 0}
+"""Options that folders of this schema may lack, since they came later, and what was done then."""
+
+
+class Manifest(BaseModel):
+    """What is known of a run as a whole.
+
+    Attributes:
+        schema_version: Version of the folder; `schema` in the file.
+        status: How far it came.
+        given: The study as passed: what differs from the defaults.
+        study: The study as resolved.
+        packages: Versions of the packages that matter.
+        model: Identifier and SHA-256 of the weights.
+        prompts: SHA-256 over prompts and training images.
+        device: Where it ran.
+        dtype: Precision of the denoiser.
+        final_level: (alpha, sigma) of the final state, unit form.
+        d: Number of latent coordinates.
+        latent_shape: Shape of a sample's latents.
+        started: When it first began, UTC.
+        finished: When it last ended, UTC; None while it runs.
+        rows: Number of rows of each table.
+        samples: Number of samples by status.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid")
+
+    schema_version: int = Field(alias="schema", default=SCHEMA)
+    status: Status = "started"
+    given: dict[str, Any]
+    study: dict[str, Any]
+    packages: dict[str, str]
+    model: dict[str, str]
+    prompts: str
+    device: str
+    dtype: str
+    final_level: tuple[float, float]
+    d: int
+    latent_shape: tuple[int, ...]
+    started: str = Field(default_factory=lambda: now())
+    finished: str | None = None
+    rows: dict[str, int] = Field(default_factory=dict[str, int])
+    samples: dict[str, int] = Field(default_factory=dict[str, int])
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """Say in which way another run would not continue this one.
+
+        Batch size, device and folder may differ: the same tables come out.
+        """
+        mine, others = UNASKED | self.study, UNASKED | other.study
+        found = [
+            f"{name}: {mine.get(name)!r} there, {others.get(name)!r} here"
+            for name in sorted(mine.keys() | others.keys())
+            if name not in ("batch", "device", "out", "prompts")
+            and mine.get(name) != others.get(name)
+        ]
+        if self.prompts != other.prompts:
+            found.append("prompts or training images")
+        if self.model["digest"] != other.model["digest"]:
+            found.append("weights of the model")
+        if self.dtype != other.dtype:
+            found.append(f"dtype: {self.dtype} there, {other.dtype} here")
+        return found
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, open for reading.
+
+    Attributes:
+        path: The folder.
+        manifest: Its manifest.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def table(self, name: str) -> pa.Table:
+        """Return a whole table: the parts of all finished units, each verified.
+
+        Raises:
+            RunError: If there is no such table, or a part is missing or damaged.
+        """
+        table = table_named(name)
+        parts = [
+            _read_part(self.path, table, unit, commit[name])
+            for unit, commit in sorted(self.commits().items())
+            if name in commit
+        ]
+        return pa.concat_tables([table.schema.empty_table(), *parts])
+
+    def commits(self) -> dict[str, dict[str, Any]]:
+        """Return what each finished unit wrote: SHA-256 and rows by table."""
+        return dict(_commits(self.path))
+
+    def gram(
+        self, law: str = "path", guidance: float | None = None
+    ) -> tuple[Gram, dict[str, np.ndarray]]:
+        """Return the record of one input law and guidance scale.
+
+        Args:
+            law: "path", "forward" or "noise".
+            guidance: Guidance scale; None for the probes, and for a path with a single scale.
+
+        Returns:
+            The record, and `prompt_id` and `seed` of each sample.
+
+        Raises:
+            NeedsError: If the run holds no such record, or the scale is left open.
+        """
+        rows = self._gram_rows
+        rows = _where(rows, law=law)
+        held = rows["guidance"].unique().to_pylist()
+        if law == "path":
+            guidance = held[0] if guidance is None and len(held) == 1 else guidance
+            if guidance is None and held:
+                raise NeedsError(f"the run holds guidance {sorted(held)}; say which one")
+            rows = _where(rows, guidance=guidance)
+        if not rows.num_rows:
+            raise NeedsError(
+                f"the run holds no record of law {law!r} at guidance {guidance}; "
+                f"of this law it holds {sorted(held, key=str)}"
+            )
+        calls = len(rows["call"].unique())
+        samples = rows.num_rows // calls
+        values = np.stack([rows[f"{a}·{b}"].to_numpy() for a, b in PAIRS], axis=-1)
+        triangle = torch.from_numpy(values.astype(np.float64)).reshape(samples, calls, len(PAIRS))
+        products = torch.empty(samples, calls, len(NAMES), len(NAMES), dtype=torch.float64)
+        for index, (a, b) in enumerate(PAIRS):
+            i, j = NAMES.index(a), NAMES.index(b)
+            products[:, :, i, j] = products[:, :, j, i] = triangle[:, :, index]
+        first = rows.slice(0, calls)
+        level = Level(*(torch.tensor(first[part].to_numpy()) for part in ("alpha", "sigma")))
+        final = Level(*(torch.tensor(v, dtype=torch.float64) for v in self.manifest.final_level))
+        scale = float("nan") if guidance is None else guidance
+        scales = torch.full((samples,), scale, dtype=torch.float64)
+        keys = {
+            name: rows[name].to_numpy(zero_copy_only=False)[::calls]
+            for name in ("prompt_id", "seed")
+        }
+        keys["call"] = first["call"].to_numpy()
+        return Gram(level, products, scales, self.manifest.d, final), keys
+
+    @cached_property
+    def _gram_rows(self) -> pa.Table:
+        return self.table("gram")
+
+    @cached_property
+    def constants(self) -> dict[str, Tensor]:
+        """Return the tensors that belong to the run as a whole, by name.
+
+        Raises:
+            RunError: If the file is damaged.
+        """
+        path = self.path / CONSTANTS
+        return _tensors(path) if path.exists() else {}
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Return the reference mean of the unconditional clean estimate, or None."""
+        return self.constants.get("mean")
+
+    @property
+    def exact(self) -> tuple[Tensor, Tensor] | None:
+        """Return weights (w0, wT) of the exact unguided path after every update, or None."""
+        if "w0" not in self.constants:
+            return None
+        return self.constants["w0"], self.constants["wT"]
+
+    def image(self, prompt_id: str, seed: int, guidance: float) -> Image.Image:
+        """Return the picture of a sample.
+
+        Raises:
+            RunError: If there is no such sample, or it has no picture.
+        """
+        samples = self.table("samples")
+        found = _where(samples, prompt_id=prompt_id, seed=seed, guidance=guidance).to_pylist()
+        if not found or found[0]["image"] is None:
+            why = found[0]["reason"] if found else "there is no such sample"
+            raise RunError(f"no picture of {prompt_id!r}, seed {seed}, guidance {guidance}: {why}")
+        return Image.open(io.BytesIO(found[0]["image"])).convert("RGB")
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        RunError: If it is no run folder, is damaged, or is of another schema.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise RunError(f"{str(path)!r} is no run folder: it holds no {MANIFEST}")
+    try:
+        given = json.loads((path / MANIFEST).read_bytes())
+        if isinstance(given, dict) and given.get("schema") != SCHEMA:
+            raise RunError(
+                f"{str(path)!r} is of schema {given.get('schema')!r}; this version reads {SCHEMA}"
+            )
+        return Run(path, Manifest.model_validate(given))
+    except (ValueError, ValidationError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{str(path / MANIFEST)!r} is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A run folder, open for writing by this process alone.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, manifest: Manifest) -> Generator["Writer"]:
+        """Begin a run, or continue one of the same study.
+
+        Raises:
+            RunError: If the folder is of another study, is in use, holds other things, or cannot
+                be written.
+        """
+        writer = cls(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{str(path)!r} is a file; a run needs a folder")
+        if path.is_dir() and not (path / MANIFEST).exists():
+            strangers = [item.name for item in path.iterdir() if not item.name.startswith(".")]
+            if strangers:
+                raise RunError(
+                    f"{str(path)!r} is no run folder and not empty; give another with --out"
+                )
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / LOCK).open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"another process is writing {str(path)!r}; wait for it or give another --out"
+                ) from error
+            for left in path.rglob(".*.tmp"):
+                left.unlink()
+            if (path / MANIFEST).exists():
+                before = open_run(path).manifest
+                if differences := before.differences(manifest):
+                    raise RunError(
+                        f"{str(path)!r} holds another study. Different: {'; '.join(differences)}. "
+                        "Give another --out, or the same options to continue."
+                    )
+                manifest.started = before.started
+                writer._set_damaged_aside()
+            writer.write_manifest(manifest)
+            yield writer
+
+    def finished(self) -> frozenset[str]:
+        """Return the units that are whole on disk."""
+        return frozenset(unit for unit, _ in _commits(self.path))
+
+    def append(self, unit: str, parts: Mapping[str, pa.Table]) -> None:
+        """Write the parts of a unit, then its commit.
+
+        Raises:
+            RunError: If a part cannot be written; what was there before stays as it was.
+        """
+        commit: dict[str, dict[str, Any]] = {}
+        for name, rows in parts.items():
+            data = _encode(table_named(name), rows)
+            self._write(Path(name) / f"{unit}.parquet", data)
+            commit[name] = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows.num_rows}
+        self._write(Path(COMMITS) / f"{unit}.json", json.dumps(commit).encode())
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest."""
+        text = manifest.model_dump_json(by_alias=True, indent=1)
+        self._write(Path(MANIFEST), text.encode())
+
+    def write_constants(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors that belong to the run as a whole."""
+        self._write(Path(CONSTANTS), save_tensors({k: v.contiguous() for k, v in tensors.items()}))
+
+    def close(self, manifest: Manifest, status: Status) -> Run:
+        """Count what there is and write the final manifest."""
+        manifest.status, manifest.finished = status, now()
+        rows: dict[str, int] = {}
+        for _, commit in _commits(self.path):
+            for name, part in commit.items():
+                rows[name] = rows.get(name, 0) + part["rows"]
+        manifest.rows = rows
+        status = Run(self.path, manifest).table("samples")["status"].to_pylist()
+        manifest.samples = dict(Counter(status))
+        self.write_manifest(manifest)
+        return Run(self.path, manifest)
+
+    def _write(self, name: Path, data: bytes) -> None:
+        target = self.path / name
+        with _explained(target):
+            write_atomically(target, data)
+
+    def _set_damaged_aside(self) -> None:
+        for unit in sorted(
+            file.stem for file in (self.path / COMMITS).glob("*.json") if file.is_file()
+        ):
+            commit = self.path / COMMITS / f"{unit}.json"
+            try:
+                parts = _parse_commit(commit)
+            except RunError:
+                os.replace(commit, commit.with_name(commit.name + ".corrupt"))
+                continue
+            damaged = False
+            for name, part in parts.items():
+                try:
+                    _read_part(self.path, table_named(name), unit, part)
+                except RunError:
+                    damaged = True
+                    file = self.path / name / f"{unit}.parquet"
+                    if file.exists():
+                        os.replace(file, file.with_name(file.name + ".corrupt"))
+            if damaged:
+                commit.unlink()
+        constants = self.path / CONSTANTS
+        if constants.exists():
+            try:
+                _tensors(constants)
+            except RunError:
+                os.replace(constants, constants.with_name(constants.name + ".corrupt"))
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a power cut.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _explained(target: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {str(target)!r}: {error.strerror or error}. What was finished before is "
+            "intact; make room or choose another folder, and give the same command again"
+        ) from error
+
+
+def _encode(table: Table, rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    # Splitting floats by byte lets zstd find the exponents, which repeat, apart from the mantissas.
+    floats = [c.name for c in table.columns if pa.types.is_floating(c.type)]
+    by_column: dict[str, Any] = {
+        "use_dictionary": [c.name for c in table.columns if c.name not in floats],
+        "use_byte_stream_split": floats,
+    }
+    pq.write_table(
+        rows.cast(table.schema),
+        sink,
+        compression="zstd",
+        compression_level=6,
+        write_page_checksum=True,
+        **by_column,
+    )
+    return sink.getvalue()
+
+
+def _read_part(folder: Path, table: Table, unit: str, commit: Mapping[str, Any]) -> pa.Table:
+    path = folder / table.name / f"{unit}.parquet"
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != commit["sha256"]:
+            raise RunError(
+                f"{str(path)!r} differs from what was written; run the study again to replace it"
+            )
+        # Without threads: a pool that is still winding down at exit can abort the process.
+        rows = pq.read_table(
+            io.BytesIO(data), page_checksum_verification=True, use_threads=False, pre_buffer=False
+        )
+        return rows.cast(table.schema)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
+
+
+def _where(rows: pa.Table, **values: Any) -> pa.Table:
+    """Return the rows with these values."""
+    here = np.ones(rows.num_rows, dtype=bool)
+    for name, value in values.items():
+        here &= rows[name].to_numpy() == value
+    return rows.filter(pa.array(here))
+
+
+def _commits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted((folder / COMMITS).glob("*.json")):
+        yield path.stem, _parse_commit(path)
+
+
+def _parse_commit(path: Path) -> dict[str, Any]:
+    try:
+        commit: dict[str, Any] = json.loads(path.read_bytes())
+        if not all({"sha256", "rows"} <= part.keys() for part in commit.values()):
+            raise ValueError("a part without sha256 or rows")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{str(path)!r} is damaged: {error}; run the study again") from error
+    return commit
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    data = path.read_bytes()
+    try:
+        return load_tensors(data)
+    except Exception as error:  # safetensors' own error class is a direct child of Exception
+        raise RunError(f"{str(path)!r} is damaged: {error}; run the study again") from error

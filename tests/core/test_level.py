@@ -1,0 +1,103 @@
+"""Levels: against each scheduler's own clean estimate, and the final level against an exact run."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from mnemoscope.core.level import Level, final_level, levels_of, log_snr
+from mnemoscope.core.predict import Prediction
+from mnemoscope.sampling.loop import exact_path, kind_of, points_of
+from mnemoscope.models.base import SCHEDULERS, make_scheduler
+from mnemoscope.models.oracle import SCHEDULE
+
+EVERY = sorted(SCHEDULERS)
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+
+
+def build(name, steps=50, prediction="epsilon"):
+    return make_scheduler(name, steps, {**SCHEDULE, "prediction_type": prediction})
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler-ancestral", "heun"])
+def test_levels_give_the_schedulers_own_clean_estimate(name, prediction):
+    if (name, prediction) == ("euler-ancestral", "sample"):
+        pytest.skip("diffusers has no such combination")
+    scheduler = build(name, 6, prediction)
+    levels = levels_of(scheduler)
+    x = torch.randn(2, 4, 3, 3) * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        raw = torch.randn_like(x)
+        scheduler.scale_model_input(x, t)
+        # Heun's second call of a step estimates from the step's first state: compare the first.
+        second = name == "heun" and i % 2 == 1
+        out = scheduler.step(raw, t, x)
+        if not second:
+            seen = Prediction.from_raw(kind_of(scheduler), raw, x, levels.at(i))
+            error = (seen.x0 - out.pred_original_sample).abs().max()
+            # 5e-7 of the largest term, which is sigma·raw/alpha.
+            size = (x.abs() + raw.abs() * levels.sigma[i]).max() / levels.alpha[i]
+            assert float(error / size) < 1e-6
+        x = out.prev_sample
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_asking_all_timesteps_at_once_equals_asking_each(name):
+    scheduler = build(name, 7)
+    together = levels_of(scheduler)
+    for i, t in enumerate(scheduler.timesteps):
+        alone = levels_of(scheduler, t[None])
+        assert float(alone.alpha[0]) == float(together.alpha[i])
+        assert float(alone.sigma[0]) == float(together.sigma[i])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_asking_changes_nothing(name):
+    scheduler = build(name, 7)
+    before = copy.deepcopy(vars(scheduler))
+    levels_of(scheduler)
+    points_of(scheduler)
+    exact_path(scheduler)
+    after = vars(scheduler)
+    for key, value in before.items():
+        array = torch.is_tensor(value) or isinstance(value, np.ndarray)
+        same = np.array_equal(value, after[key]) if array else value == after[key]
+        assert same, key
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_points_are_in_the_unit_form(name):
+    for point in points_of(build(name, 5)):
+        # float32 schedules, so one rounding of the stored product.
+        assert abs(float(point.level.scale) - 1) < 1e-7
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_final_level_is_where_the_exact_predictor_ends(name):
+    scheduler = build(name)
+    final = final_level(scheduler).unit()
+    path = exact_path(scheduler)
+    # With x_T of variance 1 and x known, a state's noise is what is left of x_T: the weights of a
+    # deterministic sampler are (alpha - alpha_T·sigma/sigma_T, sigma/sigma_T) at the final level.
+    first = levels_of(scheduler).unit().at(0)
+    if name in ("ddpm", "euler-ancestral"):
+        assert float(final.sigma) == 0
+    assert float(path.w0[-1]) == pytest.approx(
+        float(final.alpha - first.alpha * final.sigma / first.sigma), abs=1e-6
+    )
+    assert float(path.wT[-1]) == pytest.approx(float(final.sigma / first.sigma), abs=1e-6)
+
+
+def test_stable_diffusions_ddim_does_not_end_clean():
+    final = final_level(build("ddim"))
+    assert float(final.alpha) == pytest.approx(0.99957, abs=1e-5)
+    assert float(final.sigma) == pytest.approx(0.02916, abs=1e-5)
+
+
+def test_ends_of_log_snr():
+    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    assert float(log_snr(Level(one, zero))) == float("inf")
+    assert float(log_snr(Level(zero, one))) == float("-inf")
+    assert float(log_snr(Level(one, one))) == 0

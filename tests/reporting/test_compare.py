@@ -1,0 +1,64 @@
+"""Two runs on one page: pairs, differences and intervals against numpy; text stays text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnemoscope.errors import RunError
+from mnemoscope.reporting import compare
+from mnemoscope.reporting.compare import _differences, _side
+from mnemoscope.reporting.text import visible
+from mnemoscope.runs.folder import Run
+from mnemoscope.core.stats import bootstrap
+from tests.report import world
+
+
+def test_differences_are_paired(whole_run: Run, mended_run: Run) -> None:
+    a, b = (_side(run, label, 7.5, "l2") for run, label in ((whole_run, "A"), (mended_run, "B")))
+    shared = list(world.STRENGTHS)
+    found = {(row.name, row.population): row for row in _differences(a, b, shared)}
+    tables = [run.table("severity").to_pylist() for run in (whole_run, mended_run)]
+    before, after = (
+        {row["prompt_id"]: row["mean"] for row in table if row["guidance"] == 7.5}
+        for table in tables
+    )
+    change = np.array([after[name] - before[name] for name in shared])
+    row = found["severity", "all prompts"]
+    assert row.estimate.value == pytest.approx(change.mean(), rel=1e-12)
+    assert row.estimate.n == 16
+    other = bootstrap(lambda x: np.asarray(np.mean(x, axis=-1)), change)
+    assert (row.estimate.low, row.estimate.high) == (other.low, other.high)
+    # Three prompts of sixteen changed: a resample without any of them is no rarity.
+    assert row.told == "no difference told"
+    assert found["severity", "reproduced in A"].estimate.n == 6
+    assert found["severity", "reproduced in A"].told == "lower in B"
+    # The deviation falls as well where the image is forgotten, and nowhere else.
+    assert found["D1", "reproduced in A"].estimate.value < 0
+    assert found["D1", "not reproduced in A"].estimate.value == pytest.approx(0, abs=1e-9)
+    assert found["D1", "not reproduced in A"].told == "no difference told"
+
+
+def test_page_says_what_changed(both: Path) -> None:
+    text = both.read_text("utf-8")
+    assert "3 of them reproduce their image in A only, 0 in B only" in text
+    assert "Nothing: the same study, prompts and weights." in text
+    assert "<script>document.title" not in text
+    assert visible(world.HOSTILE[3], 200) in text
+
+
+def test_same_runs_same_bytes(whole_run: Run, mended_run: Run, both: Path, tmp_path: Path) -> None:
+    assert compare(whole_run, mended_run, tmp_path).read_bytes() == both.read_bytes()
+
+
+def test_runs_that_share_nothing_are_refused(whole_run: Run, tmp_path: Path) -> None:
+    tables = {name: rows for name, rows in world.rows().items() if name != "gram"}
+    for table in ("prompts", "samples"):
+        tables[table] = [row | {"prompt_id": "z" + row["prompt_id"]} for row in tables[table]]
+    other = world.write(tmp_path / "other", tables)
+    with pytest.raises(RunError, match="share no prompt"):
+        compare(whole_run, other, tmp_path)
+    tables["samples"] = [row | {"guidance": 3.0} for row in tables["samples"]]
+    third = world.write(tmp_path / "third", tables)
+    with pytest.raises(RunError, match="share no guidance scale"):
+        compare(whole_run, third, tmp_path)

@@ -1,0 +1,347 @@
+"""Severity against numpy and scipy, and worlds in which the right answer is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy import stats
+
+from mnemoscope.data.images import pixels_id, thumbnail
+from mnemoscope.severity.grade import (
+    Kin,
+    Null,
+    assess,
+    fit_nulls,
+    image_severity,
+    severities,
+    unrelated,
+)
+from mnemoscope.similarity import get_similarity
+from mnemoscope.runs.tables import TABLES
+
+
+def null(measure="l2", own=0.8, nearest=0.9):
+    """Make two nulls with given thresholds."""
+    made = []
+    for relation, threshold in (("own", own), ("nearest", nearest)):
+        made.append(
+            Null(
+                measure, relation, 9999, 0.0, 0.0, 0.0, 0.0, 0.0, threshold, 1e-3, "order statistic"
+            )
+        )
+    return made
+
+
+def sample(seed, status="ok", prompt="p", guidance=7.5):
+    return {"prompt_id": prompt, "seed": seed, "guidance": guidance, "status": status}
+
+
+def similar(seed, value, reference="r", relation="own", measure="l2", prompt="p"):
+    return {
+        "prompt_id": prompt,
+        "seed": seed,
+        "guidance": 7.5,
+        "measure": measure,
+        "reference_id": reference,
+        "relation": relation,
+        "value": value,
+    }
+
+
+# --- the null ---------------------------------------------------------------------------------
+
+
+def test_quantiles_are_numpys_and_the_threshold_is_an_order_statistic():
+    values = np.random.default_rng(0).normal(size=4321)
+    got = Null.fit("l2", values, rate=1e-2)
+    for name, level in (("q50", 0.5), ("q95", 0.95), ("q99", 0.99), ("q999", 0.999), ("max", 1)):
+        assert getattr(got, name) == np.quantile(values, level)
+    above = (values > got.threshold).sum()
+    # (n + 1)·rate = 43.22, so the threshold is the 43rd from above: 42 pairs exceed it.
+    assert above == 42
+    assert (got.n, got.method, got.reason) == (4321, "order statistic", "")
+
+
+def test_a_new_pair_exceeds_the_threshold_at_the_rate_promised():
+    rng = np.random.default_rng(1)
+    exceeded = 0
+    trials = 4000
+    for _ in range(trials):
+        values = rng.gamma(2, size=120)
+        exceeded += values[-1] > Null.fit("l2", values[:-1], rate=0.05).threshold
+    # (n + 1)·rate = 6 is whole, so the rate is exactly 5 %.
+    assert stats.binomtest(exceeded, trials, 0.05).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("n", "method"),
+    [
+        (0, "withheld"),
+        (18, "withheld"),
+        (19, "maximum"),
+        (998, "maximum"),
+        (999, "order statistic"),
+    ],
+)
+def test_too_few_pairs_say_so(n, method):
+    values = np.random.default_rng(2).random(n)
+    got = Null.fit("l2", values)
+    assert got.method == method
+    assert bool(got.reason) == (method != "order statistic")
+    if method == "withheld":
+        assert math.isnan(got.threshold)
+        assert math.isnan(got.rate)
+    else:
+        assert got.threshold == values.max()
+        assert got.rate == pytest.approx(1e-3 if n == 999 else 1 / (n + 1))
+
+
+def test_what_is_not_finite_is_left_out():
+    values = np.array([0.1, np.nan, 0.3, np.inf, -np.inf] * 10)
+    assert Null.fit("l2", values).n == 20
+
+
+def test_related_pairs():
+    kin = [
+        Kin("a", frozenset({"p"})),
+        Kin("b", frozenset({"p", "q"})),
+        Kin("c", frozenset({"r"}), template=True),
+        Kin("d", frozenset({"s"}), template=True),
+        Kin("a", frozenset({"t"})),
+    ]
+    got = unrelated(kin)
+    related = {(0, 1), (2, 3), (0, 4)}
+    for i, j in itertools.product(range(5), repeat=2):
+        assert got[i, j] == (i != j and (i, j) not in related and (j, i) not in related)
+    assert unrelated([]).shape == (0, 0)
+
+
+def test_nulls_use_unrelated_pairs_once():
+    rng = np.random.default_rng(3)
+    values = rng.random((30, 30))
+    values = (values + values.T) / 2
+    kin = [Kin(f"r{i}", frozenset({f"p{i // 2}"})) for i in range(30)]
+    own, nearest = fit_nulls("l2", values, unrelated(kin))
+    pairs = [values[i, j] for i in range(30) for j in range(i) if i // 2 != j // 2]
+    best = [max(values[i, j] for j in range(30) if j // 2 != i // 2) for i in range(30)]
+    assert (own.n, own.q50, own.max) == (len(pairs), np.median(pairs), max(pairs))
+    assert (nearest.n, nearest.q50) == (30, np.median(best))
+    assert (own.relation, nearest.relation) == ("own", "nearest")
+
+
+def test_nulls_of_masked_references_count_each_direction():
+    values = np.random.default_rng(4).random((6, 6))
+    values[:, 2:] = np.nan  # only the first two have masks
+    kin = [Kin(f"r{i}", template=i < 2) for i in range(6)]
+    own, nearest = fit_nulls("masked_l2", values, unrelated(kin))
+    assert own.n == 8
+    assert own.max == values[2:, :2].max()
+    assert nearest.n == 4
+
+
+def test_nulls_of_nothing():
+    for n in (0, 1):
+        own, nearest = fit_nulls("l2", np.ones((n, n)), np.zeros((n, n), bool))
+        assert own.method == nearest.method == "withheld"
+
+
+# --- severity ---------------------------------------------------------------------------------
+
+
+def test_image_severity_is_the_closest_own_image():
+    values = np.array([[0.1, 0.9, 0.5], [0.7, np.nan, 0.99], [np.nan, np.nan, 0.4]])
+    got = image_severity(values, np.array([True, True, False]))
+    np.testing.assert_array_equal(got, [0.9, 0.7, np.nan])
+    assert np.isnan(image_severity(values, np.zeros(3, bool))).all()
+
+
+def test_prompt_severity_reduces_over_ok_seeds():
+    values = {0: 0.95, 1: 0.5, 2: 0.85, 3: 0.99}
+    rows = [similar(s, v) for s, v in values.items()] + [similar(0, 0.2, "r2")]
+    samples = [sample(s, "nonfinite" if s == 3 else "ok") for s in values]
+    (got,) = severities(samples, rows, null())
+    assert (got.n, got.excluded) == (3, 1)
+    assert got.mean == pytest.approx(np.mean([0.95, 0.5, 0.85]))
+    assert got.max == 0.95
+    assert got.share == pytest.approx(2 / 3)
+    assert (got.threshold, got.grade, got.nearest_reference_id) == (0.8, "matching verbatim", "r")
+
+
+def test_prompts_and_guidances_stay_apart():
+    samples = [sample(0), sample(0, prompt="q"), sample(0, guidance=1.0)]
+    rows = [similar(0, 0.9), similar(0, 0.3, prompt="q")]
+    got = {(s.prompt_id, s.guidance): s for s in severities(samples, rows, null())}
+    assert got["p", 7.5].share == 1
+    assert got["q", 7.5].share == 0
+    assert math.isnan(got["p", 1.0].mean)
+    assert got["p", 1.0].grade is None
+
+
+@pytest.mark.parametrize(
+    ("own", "nearest", "template_own", "template_other", "grade"),
+    [
+        (0.95, 0.95, 0.95, 0.95, "template verbatim"),
+        (0.95, 0.95, None, 0.95, "template verbatim"),
+        (0.95, 0.95, None, 0.85, "matching verbatim"),
+        (0.85, None, None, None, "matching verbatim"),
+        (0.7, 0.95, None, None, "retrieved verbatim"),
+        # 0.85 would match an own image; the nearest of many must be closer.
+        (0.7, 0.85, None, None, "none"),
+        (None, 0.95, None, None, "retrieved verbatim"),
+        (None, 0.1, None, None, "none"),
+        (0.8, 0.9, None, None, "none"),
+    ],
+)
+def test_grades_follow_websters_order(own, nearest, template_own, template_other, grade):
+    rows = []
+    for value, reference, relation, measure in (
+        (own, "r", "own", "l2"),
+        (nearest, "other", "nearest", "l2"),
+        (template_own, "t", "own", "masked_l2"),
+        (template_other, "u", "nearest", "masked_l2"),
+    ):
+        if value is not None:
+            rows.append(similar(1, value, reference, relation, measure))
+    first, _ = severities([sample(0), sample(1)], rows, [*null(), *null("masked_l2")])
+    assert (first.measure, first.grade) == ("l2", grade)
+
+
+def test_an_own_image_is_never_retrieved():
+    rows = [similar(0, 0.7), similar(0, 0.95, "r", "nearest")]
+    (got,) = severities([sample(0)], rows, null(own=0.97))
+    assert got.grade == "none"
+
+
+def test_broken_samples_are_not_called_unmemorized():
+    (got,) = severities([sample(0, "nonfinite")], [similar(0, 0.99)], null())
+    assert (got.n, got.excluded, got.grade) == (0, 1, None)
+    assert math.isnan(got.mean)
+
+
+def test_a_withheld_threshold_withholds_share_and_grade():
+    (got,) = severities([sample(0)], [similar(0, 0.99)], null(own=math.nan, nearest=math.nan))
+    assert got.mean == 0.99
+    assert math.isnan(got.share)
+    assert got.grade is None
+
+
+# --- a whole run ------------------------------------------------------------------------------
+
+
+class World:
+    """A run with references of noise: one prompt copied, one not, one from another's image."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+
+        def picture():
+            # 8-bit, so that what is stored is what was drawn.
+            return torch.rand(3, 16, 16, generator=generator).mul(255).round().div(255)
+
+        pictures = {f"p{i}": picture() for i in range(60)}
+        mask = torch.zeros(16, 16)
+        mask[:8] = 1
+        template = pictures["p3"].clone()
+        template[:, 8:] = picture()[:, 8:]
+        shown = {"p0": pictures["p0"], "p1": picture(), "p2": pictures["p9"], "p3": template}
+        prompts, references, samples, similarities = [], [], [], []
+        for name, pixels in pictures.items():
+            masked = name == "p3"
+            prompts.append({"prompt_id": name, "family": "template" if masked else "verbatim"})
+            prompts[-1] |= {"prompt": name, "tokens": 1, "truncated": False}
+            prompts[-1] |= {"references": [pixels_id(pixels)]}
+            references.append(
+                {
+                    "reference_id": pixels_id(pixels),
+                    "prompt_ids": [name],
+                    "digest": "",
+                    "width": 16,
+                    "height": 16,
+                    "image": thumbnail(pixels, mask if masked else None),
+                    "masked": masked,
+                }
+            )
+        for name, pixels in shown.items():
+            row = {"prompt_id": name, "seed": 0, "guidance": 7.5}
+            more = {"scheduler": "ddim", "status": "ok", "network_calls": 2, "seconds": 0.1}
+            samples.append(row | more | {"image": thumbnail(pixels)})
+            for other, reference in pictures.items():
+                weight = mask if other == "p3" else None
+                for measure in ("l2", "masked_l2"):
+                    if measure == "masked_l2" and weight is None:
+                        continue
+                    square = (pixels - reference).square().mean(0)
+                    region = square if measure == "l2" else square[:8]
+                    similarities.append(
+                        row
+                        | {
+                            "measure": measure,
+                            "reference_id": pixels_id(reference),
+                            "relation": "own" if other == name else "nearest",
+                            "value": 1 - region.mean().sqrt().item(),
+                        }
+                    )
+        self.tables = {
+            "prompts": prompts,
+            "references": references,
+            "samples": samples,
+            "similarities": similarities,
+        }
+
+    def table(self, name: str) -> pa.Table:
+        return TABLES[name].of_rows(self.tables[name])
+
+
+def test_a_run_is_assessed_from_its_tables():
+    world = World()
+    got = assess(world, rate=1e-2)
+    assert got["severity"].schema == TABLES["severity"].schema
+    assert got["null"].schema == TABLES["null"].schema
+    rows = {(r["prompt_id"], r["measure"]): r for r in got["severity"].to_pylist()}
+    assert {name: rows[name, "l2"]["grade"] for name in ("p0", "p1", "p2", "p3")} == {
+        "p0": "matching verbatim",
+        "p1": "none",
+        "p2": "retrieved verbatim",
+        "p3": "template verbatim",
+    }
+    assert rows["p0", "l2"]["share"] == 1
+    assert rows["p1", "masked_l2"]["mean"] is None
+    nulls = {r["measure"]: r for r in got["null"].to_pylist()}
+    assert set(nulls) == {"l2", "l2:nearest", "masked_l2", "masked_l2:nearest"}
+    assert nulls["l2"]["n"] == 60 * 59 // 2
+    assert nulls["masked_l2"]["n"] == 59
+    # Two independent uniform colours differ by sqrt(1/6) in the root mean square.
+    assert nulls["l2"]["q50"] == pytest.approx(1 - math.sqrt(1 / 6), abs=0.01)
+
+
+def test_a_measure_without_its_network_is_withheld(monkeypatch):
+    monkeypatch.delenv("MNEMOSCOPE_SSCD", raising=False)
+    world = World()
+    for row in world.tables["similarities"]:
+        row["measure"] = "sscd:wen_224"
+    got = assess(world)
+    assert got["null"]["threshold"].null_count == 2
+    assert got["severity"]["share"].null_count == 4
+    assert got["severity"]["mean"].null_count == 0
+
+
+def test_a_loaded_similarity_is_used():
+    class Other:
+        name = "l2"
+
+        def index(self, references):
+            return get_similarity("tiled_l2").index(references)
+
+    plain, other = (assess(World(), loaded=loaded) for loaded in (None, {"l2": Other()}))
+    q50 = [t["null"]["q50"][0].as_py() for t in (plain, other)]
+    assert q50[1] < q50[0]
+
+
+def test_an_empty_run():
+    world = World()
+    world.tables = {name: [] for name in world.tables}
+    got = assess(world)
+    assert got["severity"].num_rows == got["null"].num_rows == 0
