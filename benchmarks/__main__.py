@@ -2,9 +2,18 @@
 
 import sys
 
-from benchmarks import decomposition, detection, memory, pages, record_size, study_overhead
+from benchmarks import (
+    attach,
+    decomposition,
+    detection,
+    memory,
+    pages,
+    record_size,
+    study_overhead,
+)
 
 kept = [
-    part.main() for part in (decomposition, record_size, detection, study_overhead, pages, memory)
+    part.main()
+    for part in (decomposition, record_size, detection, study_overhead, attach, pages, memory)
 ]
 sys.exit(not all(kept))

@@ -4,7 +4,7 @@ The peer's way is the published one: at every step stack copies of the training 
 initial noise as the columns of a matrix and call `torch.linalg.lstsq`. Ours solves two normal
 equations from inner products. Both are given the same trajectories of Stable Diffusion's latent
 size and reckon in float64; ours is timed from the record, as every analysis of a run is, and told
-once more with the accumulation of all 28 products, which every other analysis shares.
+once more with the accumulation of all 36 products, which every other analysis shares.
 """
 
 import sys
@@ -34,7 +34,7 @@ def stored() -> tuple[Trajectory, Tensor]:
     alpha, sigma = (part[:, None] for part in (level.alpha.float(), level.sigma.float()))
     x = 1.2 * alpha * target[:, None] + 0.9 * sigma * noise[:, None] + 0.3 * rest
     x[:, 0] = noise
-    tape = Trajectory(level=level, x=x, eps_u=rest, eps_c=rest, eps_g=rest, x_0=x[:, -1], x_T=noise)
+    tape = Trajectory(level=level, x=x, v_u=rest, v_c=rest, v_g=rest, x_0=x[:, -1], x_T=noise)
     return tape, target
 
 
@@ -54,7 +54,7 @@ def main() -> bool:
     final = tape.level.at(-1)
 
     def accumulate() -> Gram:
-        return Gram.of(tape, target=target, mean=None, guidance=7.5, final=final)
+        return Gram.of(tape, final=final, target=target, mean=None)
 
     record = accumulate()
 

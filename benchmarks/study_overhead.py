@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.table import Row, show
 from mnemoscope import Study, run
 
-LIMIT = 1.10
+LIMIT = 1.05
 ROUNDS = 2
 
 

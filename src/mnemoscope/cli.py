@@ -9,6 +9,7 @@ Exit status::
 
 import inspect
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +21,7 @@ import typer
 from mnemoscope import __version__
 from mnemoscope.errors import InputError, MnemoscopeError, did_you_mean
 from mnemoscope.lab.cli import app as lab
+from mnemoscope.options import help_of
 
 app = typer.Typer(
     help="Show what a text-to-image diffusion model has memorized, and why.",
@@ -42,34 +44,52 @@ def main() -> None:
         sys.exit(130)
 
 
-def _options_of_study() -> Callable[..., None]:
-    """Make the command `study` of the fields of `Study`: one definition, default and help."""
-    from mnemoscope.flows.study import Study
+def derived(kind: type[Any], work: Callable[[Any], None], about: str) -> Callable[..., None]:
+    """Make a command of the fields of a dataclass: one definition, default and help of each option.
 
-    def study(**given: Any) -> None:
-        """Sample a model on prompts and measure what it memorized, and why."""
-        _study(Study.of_options(given))
+    Args:
+        kind: A frozen dataclass of options, with `of_options`.
+        work: What the command does with one of it.
+        about: What the command does, in a sentence.
+    """
+
+    def command(**given: Any) -> None:
+        work(kind.of_options(given))
 
     parameters: list[inspect.Parameter] = []
-    for f in fields(Study):
-        kind: Any = next((k for k in (bool, int) if f.type in (k, k | None)), str)
-        default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+    for f in fields(kind):
+        about_it, default, taken = help_of(f), f.default, _taken(f.type)
         if f.name == "model":
-            mark: Any = typer.Argument(help=f.metadata["help"])
+            mark: Any = typer.Argument(help=about_it)
         else:
-            flag = f"--{f.name}/--no-{f.name}" if kind is bool else f"--{f.name}"
-            mark = typer.Option(flag, help=f.metadata["help"])
+            name = f.name.replace("_", "-")
+            mark = typer.Option(
+                f"--{name}/--no-{name}" if taken is bool else f"--{name}", help=about_it
+            )
+        if f.name == "prompt":
+            taken, default = list[str] | None, None
+        elif isinstance(default, tuple):
+            default = ",".join(
+                f"{part:g}" if isinstance(part, float) else str(part) for part in default
+            )
+        optional = default is None and taken in (bool, int, float, str)
         parameters.append(
             inspect.Parameter(
                 f.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=default,
-                annotation=Annotated[kind | None if f.default is None else kind, mark],
+                annotation=Annotated[taken | None if optional else taken, mark],
             )
         )
-    study.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    study.__annotations__ = {p.name: p.annotation for p in parameters}
-    return study
+    command.__doc__ = about
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _taken(kind: Any) -> Any:
+    """Return the type a command line reads an option as; text where it is neither number nor flag."""
+    return next((k for k in (bool, int, float) if kind in (k, k | None)), str)
 
 
 def _study(study: Any) -> None:
@@ -130,72 +150,48 @@ def report(
         typer.echo(page)
 
 
-@app.command()
-def check(
-    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
-    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
-    steps: Annotated[int, typer.Option(help="Sampler updates.")] = 50,
-    lora: Annotated[Path | None, typer.Option(help="LoRA to merge, a .safetensors file.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="VAE to use instead.")] = None,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
-) -> None:
-    """Print a model's levels, its parity with its host pipeline, and its price a sample."""
+def _check(asked: Any) -> None:
     from mnemoscope.flows.check import check as examine
-    from mnemoscope.models import load_model
+    from mnemoscope.flows.options import loaded
 
-    found = examine(
-        load_model(model, device=device, dtype=dtype, lora=lora, vae=vae), scheduler, steps
-    )
+    found = examine(loaded(asked), asked.scheduler, asked.steps)
     typer.echo(str(found))
     if not found.ok:
         raise typer.Exit(3)
 
 
-@app.command()
-def detect(
-    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompt file; the embedded model brings its own.")
-    ] = None,
-    detectors: Annotated[
-        str, typer.Option(help="Detectors, comma-separated; 'first-step' or 'all'.")
-    ] = "first-step",
-    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of the path.")] = 7.5,
-    steps: Annotated[int, typer.Option(help="Sampler updates of a whole path.")] = 50,
-    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed that all noise derives from.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the scores as .parquet, .csv or .jsonl.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a network call.")] = None,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
-) -> None:
-    """Score prompts by how memorized they are; larger is more."""
-    from mnemoscope.flows.detect import detect as score
-    from mnemoscope.models import load_model
-    from mnemoscope.data.prompts import embedded_prompts, load_prompts
+def _detect(asked: Any) -> None:
+    from dataclasses import asdict
 
-    if prompts is None and not model.startswith("embedded"):
-        raise InputError(f"model {model!r} brings no prompts of its own; give --prompts FILE")
-    listed = embedded_prompts() if prompts is None else load_prompts(prompts)
-    scores = score(
-        load_model(model, device=device, dtype=dtype),
-        listed,
-        detectors=_names(detectors),
-        seeds=seeds,
-        guidance=guidance,
-        steps=steps,
-        scheduler=scheduler,
-        seed=seed,
-        batch=batch,
+    from mnemoscope.flows.detect import FORMATS, detect
+
+    out = None if asked.out is None else Path(asked.out)
+    held = out
+    if out is not None and out.suffix in FORMATS:
+        # What is interrupted goes on from here; once the file is there, the folder is not needed.
+        held = out.with_name(f".{out.name}.run")
+    options = asdict(asked) | {"intervention": asked.intervention}
+    model, prompts, detectors = (options.pop(name) for name in ("model", "prompts", "detectors"))
+    options.pop("out")
+    scores = detect(
+        model,
+        prompts,
+        detectors=detectors,
+        out=held,
         notify=lambda line: typer.echo(line, err=True),
         progress=True,
+        **options,
     )
-    if out is not None:
+    if scores.truncated:
+        typer.echo(
+            f"{len(scores.truncated)} prompts exceed the model's window; only their beginning was "
+            "seen",
+            err=True,
+        )
+    if out is not None and held is not None and held != out:
         scores.write(out)
+        shutil.rmtree(held, ignore_errors=True)
+    if out is not None:
         typer.echo(f"{scores.table.num_rows} scores in {out}")
         return
     for row in scores.table.to_pylist():
@@ -206,126 +202,51 @@ def detect(
         )
 
 
-@app.command()
-def explain(
-    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt; give it several times for several.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompt file; the embedded model brings its own.")
-    ] = None,
-    ids: Annotated[
-        str | None, typer.Option(help="Which of the file's prompts, prompt_id, comma-separated.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/explained"),
-    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
-    steps: Annotated[int, typer.Option(help="Sampler updates.")] = 50,
-    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed that all noise derives from.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
-) -> None:
-    """Show which tokens and which places of a prompt's samples are memorized."""
-    from mnemoscope.flows.explain import explain as show
-    from mnemoscope.models import load_model
+def _explain(asked: Any) -> None:
+    from mnemoscope.flows.explain import explain
+    from mnemoscope.flows.options import loaded
+    from mnemoscope.reporting.explanation import write
 
-    chosen = _explained(model, prompt or [], prompts, ids)
-    loaded = load_model(model, device=device, dtype=dtype)
-    for one in chosen:
-        found = show(
-            loaded,
-            one,
-            seeds=seeds,
-            guidance=guidance,
-            steps=steps,
-            scheduler=scheduler,
-            seed=seed,
+    chosen = asked.chosen()
+    model = loaded(asked)
+    options = {
+        name: getattr(asked, name)
+        for name in (
+            "seeds", "guidance", "steps", "scheduler", "seed", "noise", "eta", "intervention",
+            "probes", "batch",
         )
+    }  # fmt: skip
+    for one in chosen:
+        found = explain(model, one, **options)
         if found.window is not None:
             typer.echo(
                 f"{one.prompt_id} exceeds the model's window of {found.window} tokens; what is "
                 "beyond it has no effect",
                 err=True,
             )
-        typer.echo(found.write(out / f"prompt-{one.prompt_id}"))
-
-
-def _explained(model: str, given: list[str], prompts: Path | None, ids: str | None) -> list[Any]:
-    """Return the prompts to explain: those given, or those of a list that are named."""
-    from mnemoscope.data.prompts import Prompt, embedded_prompts, load_prompts
-
-    if given and (prompts is not None or ids is not None):
-        raise InputError("--prompt was given with --prompts or --ids; give one or the other")
-    if given:
-        if any(not text.strip() for text in given):
-            raise InputError("a blank --prompt was given; expected text")
-        return [Prompt(f"{at:05d}", text) for at, text in enumerate(given)]
-    if ids is None:
-        raise InputError("no prompt was named; give --prompt TEXT, or --ids of a list's prompts")
-    if prompts is None and not model.startswith("embedded"):
-        raise InputError(f"model {model!r} brings no prompts of its own; give --prompts FILE")
-    listed = embedded_prompts() if prompts is None else load_prompts(prompts)
-    known = {one.prompt_id: one for one in listed}
-    for name in _names(ids):
-        if name not in known:
-            raise InputError(did_you_mean(name, known, "prompt"))
-    return [known[name] for name in _names(ids)]
+        typer.echo(write(found, Path(asked.out) / f"prompt-{one.prompt_id}"))
 
 
 bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
 
 
-@bench.command("detectors")
-def bench_detectors(
-    model: Annotated[str, typer.Argument(help="Model, as for study.")] = "embedded",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Prompt file with training images; the embedded model brings its own."),
-    ] = None,
-    study: Annotated[
-        Path | None, typer.Option(help="Run folder of a study to take severity from.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/detectors"),
-    detectors: Annotated[str, typer.Option(help="Detectors, as for detect.")] = "all",
-    seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
-    steps: Annotated[int, typer.Option(help="Sampler updates.")] = 50,
-    scheduler: Annotated[str, typer.Option(help="Sampler.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed of noise and split.")] = 0,
-    cut: Annotated[
-        float, typer.Option(help="Share of samples that are copies if a prompt is memorized.")
-    ] = 0.5,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the denoiser.")] = "auto",
-) -> None:
-    """Rank detectors against measured severity."""
-    from mnemoscope.flows.bench import leaderboard, summary
-    from mnemoscope.models import load_model
-    from mnemoscope.runs.folder import open_run
+def _bench_detectors(asked: Any) -> None:
+    from dataclasses import asdict
 
+    from mnemoscope.flows.bench import leaderboard, summary
+
+    options = asdict(asked) | {"intervention": asked.intervention}
+    model, prompts, detectors = (options.pop(name) for name in ("model", "prompts", "detectors"))
     board = leaderboard(
-        load_model(model, device=device, dtype=dtype),
+        model,
         prompts,
-        out=out,
-        run=None if study is None else open_run(study),
-        detectors=_names(detectors),
-        seeds=seeds,
-        guidance=guidance,
-        steps=steps,
-        scheduler=scheduler,
-        seed=seed,
-        cut=cut,
+        detectors=detectors,
         notify=lambda line: typer.echo(line, err=True),
         progress=True,
+        **options,
     )
     typer.echo(summary(board))
     typer.echo(f"in {board.path}")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command("list")
@@ -334,9 +255,10 @@ def list_(
         str | None, typer.Argument(help="'detectors' says what each needs and costs.")
     ] = None,
 ) -> None:
-    """List models, schedulers, similarities, analyses and detectors by name."""
+    """List models, samplers, similarities, analyses, detectors and mitigations by name."""
     from mnemoscope.detectors import all_detectors
     from mnemoscope.mechanism import all_analyses
+    from mnemoscope.mitigations import all_mitigations
     from mnemoscope.models import SCHEDULERS
     from mnemoscope.models.oracle import ORACLES
     from mnemoscope.similarity import names
@@ -348,6 +270,7 @@ def list_(
         "similarities": list(names()),
         "analyses": [analysis.name for analysis in all_analyses()],
         "detectors": [detector.name for detector in all_detectors()],
+        "mitigations": list(all_mitigations()),
     }
     if what is None:
         for name, found in known.items():
@@ -363,7 +286,7 @@ def list_(
 
 def _list_detectors() -> None:
     from mnemoscope.detectors import all_detectors
-    from mnemoscope.detectors.base import price
+    from mnemoscope.evidence import price
 
     for detector in all_detectors():
         needs = detector.needs
@@ -382,6 +305,23 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _add_derived() -> None:
+    from mnemoscope.flows.bench import Benchmark
+    from mnemoscope.flows.check import Checking
+    from mnemoscope.flows.detect import Detection
+    from mnemoscope.flows.explain import Explaining
+    from mnemoscope.flows.study import Study
+
+    for home, name, kind, work, about in (
+        (app, "study", Study, _study, "Sample a model on prompts; measure what it memorized, and why."),
+        (app, "detect", Detection, _detect, "Score prompts by how memorized they are; larger is more."),
+        (app, "explain", Explaining, _explain, "Show which tokens and places of samples are memorized."),
+        (app, "check", Checking, _check, "Print a model's family, levels, parity with its host, and price."),
+        (bench, "detectors", Benchmark, _bench_detectors, "Rank detectors against measured severity."),
+    ):  # fmt: skip
+        home.command(name)(derived(kind, work, about))
+
+
+_add_derived()
 app.add_typer(bench, name="bench")
 app.add_typer(lab, name="lab")
-app.command("study")(_options_of_study())

@@ -10,7 +10,9 @@ import torch
 from mnemoscope.collect import Collector
 from mnemoscope.flows.detect import choose, detect
 from mnemoscope.detectors import all_detectors, get_detector
-from mnemoscope.detectors.base import Needs, Path, Piece, Price, Text, price
+from mnemoscope.evidence import Needs, Piece, Price, price
+from mnemoscope.evidence.pieces.path import PathRecord
+from mnemoscope.evidence.pieces.text import Text
 from mnemoscope.errors import InputError, NeedsError
 from mnemoscope.models import load_model
 from mnemoscope.data.prompts import Prompt
@@ -141,7 +143,7 @@ def test_every_method_is_in_the_docs():
 
 
 def test_trajectory_detectors_share_one_path(model):
-    alone = price([Path(None)], calls=50, seeds=4).calls
+    alone = price([PathRecord(None)], calls=50, seeds=4).calls
     path = [
         d
         for d in all_detectors()
@@ -170,5 +172,5 @@ def test_unknown_detector_gets_a_suggestion(model):
 
 def test_a_price_is_forward_tangent_and_twice_backward():
     assert Price(3, 2, 5).calls == 15
-    assert price([Path(1), Path(3), Piece()], calls=50, seeds=2) == Price(forward=10)
-    assert price([Path(None)], calls=50, seeds=1, branches=1) == Price(forward=50)
+    assert price([PathRecord(1), PathRecord(3), Piece()], calls=50, seeds=2) == Price(forward=10)
+    assert price([PathRecord(None)], calls=50, seeds=1, branches=1) == Price(forward=50)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemoscope.core.level import Level
-from mnemoscope.core.predict import KINDS, Prediction, combine, to_raw
+from mnemoscope.core.predict import KINDS, Prediction, combine, shown, to_raw
 from mnemoscope.errors import ModelError
 
 
@@ -70,3 +70,14 @@ def test_eps_without_signal_is_refused():
         Prediction.from_raw("eps", x, x, Level(zero, one))
     # v has an answer there: raw = -x0.
     assert torch.equal(Prediction.from_raw("v", x, x, Level(zero, one)).x0, -x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(case=cases())
+def test_a_network_is_shown_states_in_its_own_form(kind, case):
+    """Weights add up to one for a flow, their squares do for every other network."""
+    level, x0, eps, _ = case
+    unit = level.unit()
+    total = level.alpha + level.sigma if kind == "flow" else level.scale
+    own = (level.alpha * x0 + level.sigma * eps) / total
+    assert torch.allclose(shown(kind, unit.alpha * x0 + unit.sigma * eps, unit), own, atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from mnemoscope import stats
+from mnemoscope.core import stats
 from mnemoscope.errors import InputError
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mnemoscope.errors import InputError
 from mnemoscope.data.images import (
     decode,
     decode_mask,
@@ -21,6 +20,7 @@ from mnemoscope.data.images import (
     pixels_id,
     thumbnail,
 )
+from mnemoscope.errors import InputError
 
 RNG = np.random.default_rng(0)
 

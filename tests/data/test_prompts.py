@@ -1,7 +1,10 @@
 """Prompt lists: every layout, and every way to break one, with the line it breaks in."""
 
 import csv
+import hashlib
 import json
+import pickle
+import tracemalloc
 from collections import Counter
 
 import pyarrow as pa
@@ -10,8 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from mnemoscope.data.prompts import (
+    MAX_LINE,
+    Prompt,
+    PromptList,
+    embedded_prompts,
+    load_prompts,
+    read_prompts,
+    stratified,
+)
 from mnemoscope.errors import InputError
-from mnemoscope.data.prompts import MAX_LINE, embedded_prompts, load_prompts, spread
 
 
 def write(path, content):
@@ -80,7 +91,7 @@ def test_plain_text(tmp_path):
     assert prompts[0].images == ()
 
 
-@pytest.mark.parametrize("name", ["prompt", "Prompt", "caption", "text"])
+@pytest.mark.parametrize("name", ["prompt", "Prompt", "caption", "Caption", "text"])
 def test_text_columns(tmp_path, name):
     assert load_prompts(write(tmp_path / "p.jsonl", json.dumps({name: "x"})))[0].text == "x"
 
@@ -135,8 +146,92 @@ def test_names_are_stable_and_unique(tmp_path):
     elsewhere = tmp_path / "deep" / "q.txt"
     elsewhere.parent.mkdir()
     assert [p.prompt_id for p in load_prompts(write(elsewhere, "same\n"))] == ids[:1]
-    labelled = write(tmp_path / "p.jsonl", '{"prompt": "same", "group": "x"}')
-    assert load_prompts(labelled)[0].prompt_id not in ids
+    labelled = write(tmp_path / "p.jsonl", '{"prompt": "same", "group": "x", "level": 3}')
+    assert [p.prompt_id for p in load_prompts(labelled)] == ids[:1]
+
+
+def test_the_same_captions_are_the_same_prompts_in_every_layout(folder):
+    rows = [{"file_name": "a.png", "text": "a cat"}, {"file_name": "b.png", "text": "a cat"}]
+    write(folder / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    lists = [
+        folder,
+        write(folder / "p.csv", "Caption,group\na cat,x\na cat,y\n"),
+        write(folder / "p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a cat", "url": "u"}'),
+        write(folder / "p.txt", "a cat\na cat\n"),
+    ]
+    found = [[p.prompt_id for p in load_prompts(path)] for path in lists]
+    assert len(set(found[0])) == 2
+    assert all(ids == found[0] for ids in found)
+
+
+def test_names_that_were_given_and_hashed_ones_do_not_meet(tmp_path):
+    (first, second) = load_prompts(write(tmp_path / "p.txt", "a\na\n"))
+    rows = [
+        {"prompt": "a", "prompt_id": first.prompt_id},
+        {"prompt": "a"},
+        {"prompt": "b"},
+        {"prompt": "b"},
+    ]
+    path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
+    held = read_prompts(path)
+    assert [p.prompt_id for p in held][:2] == [first.prompt_id, second.prompt_id]
+    assert len({p.prompt_id for p in held}) == 4
+    write(path, "\n".join(map(json.dumps, rows[::-1])))
+    assert "p.jsonl:3" in broken(path, r"p\.jsonl:4: prompt_id .* is already that of")
+
+
+def test_a_list_streams_and_knows_its_length(folder):
+    held = read_prompts(in_jsonl(folder))
+    assert len(held) == 3
+    assert list(held) == list(held) == list(load_prompts(folder / "p.jsonl"))
+    assert next(iter(held)).text == ROWS[0]["prompt"]
+    assert list(pickle.loads(pickle.dumps(held))) == list(held)
+
+
+def test_the_digest_is_of_what_is_in_the_list_and_not_of_where_it_lies(folder, tmp_path_factory):
+    plain = write(tmp_path_factory.mktemp("other") / "q.txt", "one\ntwo\n")
+    here = read_prompts(plain).digest
+    assert read_prompts(write(folder / "p.txt", "one\n\ntwo")).digest == here
+    assert read_prompts(write(folder / "p.csv", "caption\none\ntwo\n")).digest == here
+    differing = [
+        "caption\ntwo\none\n",
+        "caption\none\n",
+        "caption,group\none,x\ntwo,\n",
+        "caption,level\none,1\ntwo,\n",
+        "caption,prompt_id\none,x\ntwo,\n",
+        "caption,images\none,a.png\ntwo,\n",
+        "caption,images\none,b.png\ntwo,\n",
+        "caption,mask\none,b.png\ntwo,\n",
+    ]
+    others = {read_prompts(write(folder / "p.csv", text)).digest for text in differing}
+    assert len(others | {here}) == 1 + len(differing)
+
+
+def test_a_list_that_changed_is_not_gone_on_with(tmp_path):
+    path = write(tmp_path / "p.txt", "one\ntwo\n")
+    held = read_prompts(path)
+    write(path, "one\ntwo\nthree\n")
+    with pytest.raises(InputError, match="has changed"):
+        list(held)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot read"):
+        list(held)
+
+
+def test_a_list_of_prompts_in_memory():
+    prompts = [Prompt("a", "one", images=(torch.zeros(3, 4, 4),)), Prompt("b", "two", level=2)]
+    held = PromptList.of(prompts)
+    assert (len(held), list(held)) == (2, prompts)
+    assert PromptList.of(held) is held
+    other = [Prompt("a", "one", images=(torch.ones(3, 4, 4),)), prompts[1]]
+    assert PromptList.of(other).digest != held.digest
+    assert PromptList.of([Prompt("b", "two", level=2)]).digest != held.digest
+    with pytest.raises(InputError, match="'a' is given twice"):
+        PromptList.of([prompts[0], prompts[0]])
+    with pytest.raises(InputError, match="no prompts given"):
+        PromptList.of([])
+    plain = PromptList.of([Prompt("x", "one", group="g")])
+    assert len(plain.digest) == 64
 
 
 def test_own_names(tmp_path):
@@ -237,6 +332,32 @@ def test_parquet_with_invalid_text(tmp_path):
     broken(tmp_path / "p.parquet", "no readable Parquet")
 
 
+def bomb(path, texts, **options):
+    pq.write_table(pa.table({"prompt": texts}), path, compression="zstd", **options)
+    assert path.stat().st_size < 50_000
+    return path
+
+
+def test_a_parquet_file_may_not_unpack_into_more_than_prompts(tmp_path):
+    path = bomb(tmp_path / "p.parquet", ["x" * 2**26], use_dictionary=False)
+    broken(path, r"row group 0 unpacks to 6\d{7} bytes for 1 rows")
+    # One value that fits, repeated: the file is small however often.
+    path = bomb(tmp_path / "q.parquet", ["x" * 900_000] * 500)
+    tracemalloc.start()
+    broken(path, r"row group 0: prompt has 900000 bytes")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    few = pa.table({"prompt": ["a"], "images": [[""] * 10_000]})
+    pq.write_table(few, tmp_path / "r.parquet")
+    broken(tmp_path / "r.parquet", "more than 1000 values a row")
+
+
+def test_a_caption_that_repeats_is_read(tmp_path):
+    path = bomb(tmp_path / "p.parquet", ["x" * 1000] * 5000)
+    held = read_prompts(path)
+    assert len(held) == len({p.prompt_id for p in held}) == 5000
+
+
 def test_links_may_not_leave_the_folder(folder):
     inside = folder / "inside"
     inside.mkdir()
@@ -254,17 +375,38 @@ def test_prompts_compare_by_name_and_labels(folder):
         a[0].text = "other"
 
 
-def test_spread_is_even_and_keeps_the_order():
+def test_a_choice_is_even_and_keeps_the_order():
     items = list(range(12))
-    strata = [0] * 8 + [1] * 2 + [2] * 2
-    chosen = spread(items, strata, 7, "test")
+    strata = [(0,)] * 8 + [(1,)] * 2 + [(2,)] * 2
+    chosen = stratified(items, strata, 7, "test")
     assert chosen == sorted(chosen)
-    assert Counter(strata[i] for i in chosen) == {0: 3, 1: 2, 2: 2}
-    assert spread(items, strata, None, "test") == items
-    assert spread(items, strata, 0, "test") == []
+    assert Counter(strata[i] for i in chosen) == {(0,): 3, (1,): 2, (2,): 2}
+    assert stratified(items, strata, None, "test") == items
+    assert stratified(items, strata, 0, "test") == []
     for count in (-1, 13):
         with pytest.raises(InputError, match=f"asked for {count} test prompts; there are 12"):
-            spread(items, strata, count, "test")
+            stratified(items, strata, count, "test")
+
+
+def test_a_small_choice_spans_the_levels():
+    strata = [(level, kind) for level in range(1, 7) for kind in "ab"]
+    levels = [
+        [strata[i][0] for i in stratified(range(12), strata, count, "test")]
+        for count in range(1, 7)
+    ]
+    assert levels == [[6], [1, 6], [1, 5, 6], [1, 2, 5, 6], [1, 2, 4, 5, 6], [1, 2, 3, 4, 5, 6]]
+    kinds = Counter(strata[i][1] for i in stratified(range(12), strata, 6, "test"))
+    assert kinds == {"a": 3, "b": 3}
+
+
+def test_a_small_subset_of_the_embedded_prompts_spans_the_levels():
+    assert {p.level for p in embedded_prompts(planted=6, controls=2)} == set(range(7))
+    assert embedded_prompts(planted=1, controls=0)[0].level == 6
+
+
+def test_the_demos_subset_stays():
+    ids = [p.prompt_id for p in embedded_prompts(planted=18, controls=6)]
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "265604c0758f3af2"
 
 
 def test_embedded_prompts():

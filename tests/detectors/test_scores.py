@@ -14,7 +14,9 @@ from mnemoscope.sampling.loop import generators_of, initial_noise, points_of, sa
 from mnemoscope.flows.detect import detect, first_step
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
-from mnemoscope.detectors.base import LatentMaps, MissingEvidence, pairs_mean, radial
+from mnemoscope.detectors.base import pairs_mean, radial
+from mnemoscope.evidence import MissingEvidence
+from mnemoscope.evidence.values import LatentMaps
 from mnemoscope.detectors.critical_scale import crossing
 from mnemoscope.detectors.exchange import image_entering, noise_shed, own_noise
 from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled

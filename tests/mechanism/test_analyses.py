@@ -12,15 +12,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level
+from mnemoscope.core.panels import CurvePanel
+from mnemoscope.mechanism.base import Record, Samples, departures, exact_unguided, weights
 from mnemoscope.sampling.loop import exact_path
-from mnemoscope.mechanism.base import (
-    CurvePanel,
-    Record,
-    Samples,
-    departures,
-    exact_unguided,
-    weights,
-)
 from tests.mechanism.synthetic import World, record, schedule, walk
 
 LEVELS, FINAL = schedule()

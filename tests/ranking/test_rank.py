@@ -1,22 +1,15 @@
 """The ranking against brute force, and what it withholds."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from mnemoscope.errors import InputError
-from mnemoscope.ranking.rank import (
-    Truth,
-    auc,
-    calibrated,
-    difference,
-    fit_logistic,
-    held_out,
-    rank,
-    tpr,
-    truth_of,
-)
 from mnemoscope.core.stats import bootstrap, roc_auc
+from mnemoscope.errors import InputError
+from mnemoscope.ranking import markdown
+from mnemoscope.ranking.metrics import auc, difference, tpr
+from mnemoscope.ranking.rank import rank
+from mnemoscope.ranking.thresholds import calibrated, fit_logistic, held_out
+from mnemoscope.severity.truth import Truth
 
 
 def truth(memorized, **changes):
@@ -139,21 +132,22 @@ def test_rank_tells_populations_and_leaves_out_the_unjudged(world):
     judged[250:] = False
     found = ranked(truth(known.memorized, judged=judged), {"good": good, "weak": weak},
                    combine={"both": ("good", "weak"), "absent": ("nobody",)})  # fmt: skip
-    everyone = next(line for line in found.lines if line.population == "all")
+    everyone = next(entry for entry in found.entries if entry.population == "all")
     assert (everyone.memorized, everyone.others) == (60, 190)
     assert found.get("good", "auc", "level 6 against others") is not None
     assert found.get("both", "auc", "judging half") is not None
     assert found.get("absent", "auc", "judging half") is None
-    assert found.markdown().index("`good`") < found.markdown().index("`weak`")
+    board = markdown.leaderboard(found)
+    assert board.index("`good`") < board.index("`weak`")
     assert -1 <= found.agreement["good", "weak"] <= 1
-    assert "level 6 against others (60 / 190)" in found.populations().splitlines()[0]
-    assert "describing captions (60 / 190)" in found.populations().splitlines()[0]
-    assert found.held().startswith("Withheld for all: ")
-    whole = ranked(known, {"good": good, "weak": weak}).held()
+    assert "level 6 against others (60 / 190)" in markdown.populations(found).splitlines()[0]
+    assert "describing captions (60 / 190)" in markdown.populations(found).splitlines()[0]
+    assert markdown.held(found).startswith("Withheld for all: ")
+    whole = markdown.held(ranked(known, {"good": good, "weak": weak}))
     assert whole.count("`good`") == whole.count("`weak`") == 1
     rho = f"{found.agreement['good', 'weak']:.3f}"
-    assert f"| `good` | `weak` | {rho} |" in found.likeness()
-    assert f"| `weak` | `good` | {rho} |" in found.likeness()
+    assert f"| `good` | `weak` | {rho} |" in markdown.likeness(found)
+    assert f"| `weak` | `good` | {rho} |" in markdown.likeness(found)
     assert [row["rho"] for row in found.agreement_rows()] == [found.agreement["good", "weak"]]
     assert all(row["value"] is None or np.isfinite(row["value"]) for row in found.rows())
 
@@ -169,48 +163,3 @@ def test_what_is_withheld_is_named_with_its_reason():
 def test_one_class_is_refused():
     with pytest.raises(InputError, match="both classes"):
         ranked(truth(np.zeros(20)), {"a": np.arange(20.0)})
-
-
-class Tables:
-    """A run with four prompts."""
-
-    def table(self, name):
-        if name == "prompts":
-            rows = [
-                {"prompt_id": p, "tokens": 5, "level": level, "kind": None, "family": family}
-                for p, level, family in (
-                    ("copy", 6, "verbatim"), ("plain", 0, "control"),
-                    ("other", 0, "control"), ("layout", 4, "template"),
-                )
-            ]  # fmt: skip
-            return pa.Table.from_pylist(rows)
-        rows = [
-            ("copy", "l2", 0.9, 0.75, "matching verbatim"),
-            ("plain", "l2", 0.3, 0.0, "none"),
-            ("other", "l2", 0.3, 0.0, "retrieved verbatim"),
-            ("layout", "l2", 0.6, 0.25, "template verbatim"),
-            ("layout", "masked_l2", 0.9, 1.0, "template verbatim"),
-        ]
-        return pa.Table.from_pylist(
-            [
-                {"prompt_id": p, "guidance": 7.5, "measure": m, "mean": mean, "share": share,
-                 "grade": grade}
-                for p, m, mean, share, grade in rows
-            ]
-        )  # fmt: skip
-
-
-def test_truth_is_severity_and_a_copy_of_another_image_is_left_out():
-    found = truth_of(Tables(), guidance=7.5, measure="l2")
-    assert found.memorized.tolist() == [True, False, False, True]
-    assert found.judged.tolist() == [True, True, False, True]
-    assert truth_of(Tables(), guidance=7.5, measure="l2", cut=0.8).memorized.tolist() == [
-        False, False, False, True,
-    ]  # fmt: skip
-
-
-def test_truth_needs_the_guidance_and_a_sensible_cut():
-    with pytest.raises(InputError, match=r"holds \[7.5\]"):
-        truth_of(Tables(), guidance=1.0, measure="l2")
-    with pytest.raises(InputError, match="cut"):
-        truth_of(Tables(), guidance=7.5, measure="l2", cut=0.0)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mnemoscope.mechanism.base import Bar, BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
 from mnemoscope.reporting import figures
 
 X = np.arange(5.0)

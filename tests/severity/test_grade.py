@@ -1,26 +1,22 @@
 """Severity against numpy and scipy, and worlds in which the right answer is known."""
 
-import itertools
 import math
+import weakref
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from scipy import stats
 
-from mnemoscope.data.images import pixels_id, thumbnail
-from mnemoscope.severity.grade import (
-    Kin,
-    Null,
-    assess,
-    fit_nulls,
-    image_severity,
-    severities,
-    unrelated,
-)
-from mnemoscope.similarity import get_similarity
+from mnemoscope.data.images import decode, pixels_id, thumbnail
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.severity import grade
+from mnemoscope.severity import null as null_module
+from mnemoscope.severity.grade import assess, image_severity, severities
+from mnemoscope.severity.null import Null
+from mnemoscope.similarity import get_similarity
+from mnemoscope.similarity import pixels as pixels_module
+from tests.views import view
 
 
 def null(measure="l2", own=0.8, nearest=0.9):
@@ -49,103 +45,6 @@ def similar(seed, value, reference="r", relation="own", measure="l2", prompt="p"
         "relation": relation,
         "value": value,
     }
-
-
-# --- the null ---------------------------------------------------------------------------------
-
-
-def test_quantiles_are_numpys_and_the_threshold_is_an_order_statistic():
-    values = np.random.default_rng(0).normal(size=4321)
-    got = Null.fit("l2", values, rate=1e-2)
-    for name, level in (("q50", 0.5), ("q95", 0.95), ("q99", 0.99), ("q999", 0.999), ("max", 1)):
-        assert getattr(got, name) == np.quantile(values, level)
-    above = (values > got.threshold).sum()
-    # (n + 1)·rate = 43.22, so the threshold is the 43rd from above: 42 pairs exceed it.
-    assert above == 42
-    assert (got.n, got.method, got.reason) == (4321, "order statistic", "")
-
-
-def test_a_new_pair_exceeds_the_threshold_at_the_rate_promised():
-    rng = np.random.default_rng(1)
-    exceeded = 0
-    trials = 4000
-    for _ in range(trials):
-        values = rng.gamma(2, size=120)
-        exceeded += values[-1] > Null.fit("l2", values[:-1], rate=0.05).threshold
-    # (n + 1)·rate = 6 is whole, so the rate is exactly 5 %.
-    assert stats.binomtest(exceeded, trials, 0.05).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("n", "method"),
-    [
-        (0, "withheld"),
-        (18, "withheld"),
-        (19, "maximum"),
-        (998, "maximum"),
-        (999, "order statistic"),
-    ],
-)
-def test_too_few_pairs_say_so(n, method):
-    values = np.random.default_rng(2).random(n)
-    got = Null.fit("l2", values)
-    assert got.method == method
-    assert bool(got.reason) == (method != "order statistic")
-    if method == "withheld":
-        assert math.isnan(got.threshold)
-        assert math.isnan(got.rate)
-    else:
-        assert got.threshold == values.max()
-        assert got.rate == pytest.approx(1e-3 if n == 999 else 1 / (n + 1))
-
-
-def test_what_is_not_finite_is_left_out():
-    values = np.array([0.1, np.nan, 0.3, np.inf, -np.inf] * 10)
-    assert Null.fit("l2", values).n == 20
-
-
-def test_related_pairs():
-    kin = [
-        Kin("a", frozenset({"p"})),
-        Kin("b", frozenset({"p", "q"})),
-        Kin("c", frozenset({"r"}), template=True),
-        Kin("d", frozenset({"s"}), template=True),
-        Kin("a", frozenset({"t"})),
-    ]
-    got = unrelated(kin)
-    related = {(0, 1), (2, 3), (0, 4)}
-    for i, j in itertools.product(range(5), repeat=2):
-        assert got[i, j] == (i != j and (i, j) not in related and (j, i) not in related)
-    assert unrelated([]).shape == (0, 0)
-
-
-def test_nulls_use_unrelated_pairs_once():
-    rng = np.random.default_rng(3)
-    values = rng.random((30, 30))
-    values = (values + values.T) / 2
-    kin = [Kin(f"r{i}", frozenset({f"p{i // 2}"})) for i in range(30)]
-    own, nearest = fit_nulls("l2", values, unrelated(kin))
-    pairs = [values[i, j] for i in range(30) for j in range(i) if i // 2 != j // 2]
-    best = [max(values[i, j] for j in range(30) if j // 2 != i // 2) for i in range(30)]
-    assert (own.n, own.q50, own.max) == (len(pairs), np.median(pairs), max(pairs))
-    assert (nearest.n, nearest.q50) == (30, np.median(best))
-    assert (own.relation, nearest.relation) == ("own", "nearest")
-
-
-def test_nulls_of_masked_references_count_each_direction():
-    values = np.random.default_rng(4).random((6, 6))
-    values[:, 2:] = np.nan  # only the first two have masks
-    kin = [Kin(f"r{i}", template=i < 2) for i in range(6)]
-    own, nearest = fit_nulls("masked_l2", values, unrelated(kin))
-    assert own.n == 8
-    assert own.max == values[2:, :2].max()
-    assert nearest.n == 4
-
-
-def test_nulls_of_nothing():
-    for n in (0, 1):
-        own, nearest = fit_nulls("l2", np.ones((n, n)), np.zeros((n, n), bool))
-        assert own.method == nearest.method == "withheld"
 
 
 # --- severity ---------------------------------------------------------------------------------
@@ -180,8 +79,19 @@ def test_prompts_and_guidances_stay_apart():
     assert got["p", 1.0].grade is None
 
 
+def test_recipes_at_one_guidance_stay_apart():
+    samples = [sample(0) | {"recipe": name} for name in ("plain", "guarded")]
+    # Where a recipe is named, it is the key; a guidance scale beside it adds nothing.
+    values = {"plain": 0.9, "guarded": 0.3}
+    rows = [similar(0, value) | {"recipe": name} for name, value in values.items()]
+    del rows[1]["guidance"]
+    got = {s.recipe: s for s in severities(samples, rows, null())}
+    assert {name: one.share for name, one in got.items()} == {"plain": 1, "guarded": 0}
+    assert {one.guidance for one in got.values()} == {7.5}
+
+
 @pytest.mark.parametrize(
-    ("own", "nearest", "template_own", "template_other", "grade"),
+    ("own", "nearest", "template_own", "template_other", "expected"),
     [
         (0.95, 0.95, 0.95, 0.95, "template verbatim"),
         (0.95, 0.95, None, 0.95, "template verbatim"),
@@ -195,7 +105,7 @@ def test_prompts_and_guidances_stay_apart():
         (0.8, 0.9, None, None, "none"),
     ],
 )
-def test_grades_follow_websters_order(own, nearest, template_own, template_other, grade):
+def test_grades_follow_websters_order(own, nearest, template_own, template_other, expected):
     rows = []
     for value, reference, relation, measure in (
         (own, "r", "own", "l2"),
@@ -206,7 +116,7 @@ def test_grades_follow_websters_order(own, nearest, template_own, template_other
         if value is not None:
             rows.append(similar(1, value, reference, relation, measure))
     first, _ = severities([sample(0), sample(1)], rows, [*null(), *null("masked_l2")])
-    assert (first.measure, first.grade) == ("l2", grade)
+    assert (first.measure, first.grade) == ("l2", expected)
 
 
 def test_an_own_image_is_never_retrieved():
@@ -266,7 +176,7 @@ class World:
             )
         for name, pixels in shown.items():
             row = {"prompt_id": name, "seed": 0, "guidance": 7.5}
-            more = {"scheduler": "ddim", "status": "ok", "network_calls": 2, "seconds": 0.1}
+            more = {"status": "ok", "network_calls": 2, "seconds": 0.1}
             samples.append(row | more | {"image": thumbnail(pixels)})
             for other, reference in pictures.items():
                 weight = mask if other == "p3" else None
@@ -292,7 +202,7 @@ class World:
         }
 
     def table(self, name: str) -> pa.Table:
-        return TABLES[name].of_rows(self.tables[name])
+        return view(name, self.tables[name])
 
 
 def test_a_run_is_assessed_from_its_tables():
@@ -338,6 +248,26 @@ def test_a_loaded_similarity_is_used():
     plain, other = (assess(World(), loaded=loaded) for loaded in (None, {"l2": Other()}))
     q50 = [t["null"]["q50"][0].as_py() for t in (plain, other)]
     assert q50[1] < q50[0]
+
+
+def test_pictures_are_decoded_a_few_at_a_time(monkeypatch):
+    alive, most = weakref.WeakSet(), 0
+
+    def counting(data):
+        nonlocal most
+        pixels = decode(data)
+        alive.add(pixels)
+        most = max(most, len(alive))
+        return pixels
+
+    monkeypatch.setattr(grade, "decode", counting)
+    monkeypatch.setattr(pixels_module, "CHUNK", 4)
+    monkeypatch.setattr(null_module, "BLOCK", 4)
+    blocks = assess(World(), rate=1e-2)
+    assert most <= 5
+    monkeypatch.undo()
+    for name, table in assess(World(), rate=1e-2).items():
+        assert table.equals(blocks[name])
 
 
 def test_an_empty_run():

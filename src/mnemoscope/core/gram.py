@@ -2,11 +2,12 @@ r"""The Gram record holds the inner products among a few named vectors at every 
 
 Names::
 
-    x      state                         target  clean latents of the training image in question
-    v_u    unconditional prediction      x_T     initial noise (the state at the first call)
-    v_c    conditional prediction        x_0     final sample
+    x      state                         x_T     initial noise (the state at the first call)
+    v_u    unconditional prediction      x_0     final sample
+    v_c    conditional prediction        target  clean latents of the training image in question
     v_g    what the sampler was given    mean    reference mean of the unconditional clean estimate
 
+The last two are what a study sets beside the tape; who sets other vectors there names them so.
 Every other vector the founding paper speaks of is a linear combination of these at each call, so
 its norms, cosines and least-squares coefficients are arithmetic on 36 numbers, and no coefficient
 ever divides by a level (see `core.record`)::
@@ -29,8 +30,11 @@ from mnemoscope.core.level import Level, log_snr
 from mnemoscope.core.record import Trajectory
 from mnemoscope.errors import NeedsError, did_you_mean
 
-NAMES = ("x", "v_u", "v_c", "v_g", "target", "x_T", "x_0", "mean")
-"""The named vectors, in the order of the record."""
+TAPE = ("x", "v_u", "v_c", "v_g", "x_T", "x_0")
+"""The vectors that a tape holds."""
+
+NAMES = (*TAPE, "target", "mean")
+"""The vectors of a study's record, in its order."""
 
 PAIRS = tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i:])
 """The 36 products, upper triangle, row by row."""
@@ -65,30 +69,30 @@ class Gram:
         products: <a, b> for every pair of names; NaN where a vector does not exist.
         d: Number of latent coordinates.
         final: Level the last update arrives at.
+        names: The named vectors, in the order of the products.
     """
 
     level: Level
     products: Float[Tensor, "sample call name name"]
     d: int
     final: Level
+    names: tuple[str, ...] = NAMES
 
     @classmethod
     def of(
         cls,
         trajectory: Trajectory,
         *,
-        target: Float[Tensor, "sample d"] | None,
-        mean: Float[Tensor, " d"] | None,
         final: Level,
+        **still: Float[Tensor, "sample d"] | Float[Tensor, " d"] | None,
     ) -> "Gram":
         """Reduce a tape to its inner products.
 
         Args:
             trajectory: The tape of a batch.
-            target: Latents of each sample's training image; rows of NaN, or None, where there is
-                none.
-            mean: Reference mean of the unconditional clean estimate; None where unknown.
             final: Level of the final state, unit form.
+            **still: Vectors set beside the tape, by name, one for all samples or one a sample;
+                None, or rows of NaN, where there is none.
 
         Returns:
             The record of the batch; products are accumulated in float64.
@@ -102,25 +106,24 @@ class Gram:
         def wide(vector: Tensor) -> Tensor:
             return vector.detach().to(place).double()
 
-        absent = torch.full((samples, d), torch.nan, dtype=torch.float64, device=place)
-        still = torch.stack(
+        absent = torch.full((d,), torch.nan, dtype=torch.float64, device=place)
+        beside = torch.stack(
             [
-                absent if target is None else wide(target),
-                wide(trajectory.x_T),
-                wide(trajectory.x_0),
-                absent if mean is None else wide(mean).expand(samples, d),
+                (absent if vector is None else wide(vector)).expand(samples, d)
+                for vector in (trajectory.x_T, trajectory.x_0, *still.values())
             ],
             dim=1,
         )
         tape = (trajectory.x, trajectory.v_u, trajectory.v_c, trajectory.v_g)
+        names = (*TAPE, *still)
         products = torch.empty(
-            samples, calls, len(NAMES), len(NAMES), dtype=torch.float64, device=place
+            samples, calls, len(names), len(names), dtype=torch.float64, device=place
         )
         for call in range(calls):
             moving = torch.stack([wide(part[:, call]) for part in tape], dim=1)
-            vectors = torch.cat([moving, still], dim=1)
+            vectors = torch.cat([moving, beside], dim=1)
             products[:, call] = vectors @ vectors.mT
-        return cls(trajectory.level, products.cpu(), d, final)
+        return cls(trajectory.level, products.cpu(), d, final, names)
 
     @property
     def log_snr(self) -> Float[Tensor, " call"]:
@@ -145,12 +148,12 @@ class Gram:
 
         Source: <Ma, Mb> = M G Mᵀ.
         """
-        calls, size = self.calls, len(NAMES)
+        calls, size = self.calls, len(self.names)
         change = torch.eye(size, dtype=torch.float64).repeat(calls, 1, 1)
         for name, weights in rows.items():
-            change[:, NAMES.index(name)] = 0
+            change[:, self.names.index(name)] = 0
             for other, weight in weights.items():
-                change[:, NAMES.index(name), NAMES.index(other)] = torch.as_tensor(
+                change[:, self.names.index(name), self.names.index(other)] = torch.as_tensor(
                     weight, dtype=torch.float64
                 )
         # An absent vector's products are NaN, and 0·NaN is NaN: it must reach only its own row.
@@ -178,12 +181,12 @@ class Gram:
         Source: ours; the paper's decomposition is taken at the destination of each update.
         """
         last = self.products[:, -1:].clone()
-        x, x_0 = NAMES.index("x"), NAMES.index("x_0")
+        x, x_0 = self.names.index("x"), self.names.index("x_0")
         last[:, :, x, :] = last[:, :, x_0, :]
         last[:, :, :, x] = last[:, :, :, x_0]
         for name in ("v_u", "v_c", "v_g"):
-            last[:, :, NAMES.index(name), :] = torch.nan
-            last[:, :, :, NAMES.index(name)] = torch.nan
+            last[:, :, self.names.index(name), :] = torch.nan
+            last[:, :, :, self.names.index(name)] = torch.nan
         level = Level(
             *(
                 torch.cat([here[1:], there.reshape(1).to(here)])
@@ -200,17 +203,17 @@ class Gram:
         """
         samples, calls = self.products.shape[:2]
         if not isinstance(vector, str):
-            total = torch.zeros(samples, calls, len(NAMES), dtype=torch.float64)
+            total = torch.zeros(samples, calls, len(self.names), dtype=torch.float64)
             for name, weight in vector.items():
                 scale = torch.as_tensor(weight, dtype=torch.float64)
                 if scale.ndim == 1:
                     scale = scale[None, :, None]
                 total = total + scale * self.coefficients(name)
             return total
-        if vector in NAMES:
-            unit = torch.zeros(len(NAMES), dtype=torch.float64)
-            unit[NAMES.index(vector)] = 1
-            return unit.expand(samples, calls, len(NAMES))
+        if vector in self.names:
+            unit = torch.zeros(len(self.names), dtype=torch.float64)
+            unit[self.names.index(vector)] = 1
+            return unit.expand(samples, calls, len(self.names))
         alpha, sigma = self.level
         match vector:
             case "gap":
@@ -220,7 +223,7 @@ class Gram:
             case "x0_u" | "x0_c" | "x0_g":
                 return self.coefficients({"x": alpha, f"v_{vector[-1]}": -sigma})
             case _:
-                raise NeedsError(did_you_mean(vector, (*NAMES, *DERIVED), "vector"))
+                raise NeedsError(did_you_mean(vector, (*self.names, *DERIVED), "vector"))
 
     def inner(self, a: Vector, b: Vector) -> Float[Tensor, "sample call"]:
         """Return <a, b>."""

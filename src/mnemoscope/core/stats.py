@@ -19,7 +19,7 @@ from math import inf, isfinite, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from mnemoscope.errors import InputError
 
@@ -169,16 +169,53 @@ def bootstrap(
     if not isfinite(value):
         reason = f"constant or fewer than 3 values (n = {units})"
         return Estimate(nan, nan, nan, units, method, reason)
+
+    def resampled(picks: Int[np.ndarray, "draw unit"]) -> "np.ndarray | np.floating":
+        if clusters is None:
+            return statistic(*(column[picks] for column in data))
+        members = [np.flatnonzero(labels == unit) for unit in range(units)]
+        drawn = (np.concatenate([members[unit] for unit in pick]) for pick in picks)
+        return np.array([float(statistic(*(column[i] for column in data))) for i in drawn])
+
+    return interval(
+        value, resampled, units,
+        method=method, whose=whose, draws=draws, level=level, seed=seed, minimum=minimum,
+    )  # fmt: skip
+
+
+def interval(
+    value: float,
+    resampled: Callable[..., "np.ndarray | np.floating"],
+    units: int,
+    *,
+    method: str,
+    whose: str = "units",
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    minimum: int = MINIMUM,
+) -> Estimate:
+    """Give a number its percentile bootstrap interval.
+
+    Args:
+        value: The number, of all units.
+        resampled: The number of each resample, from the units that each drew, a row a resample; not
+            finite where a resample has none.
+        units: Units that are drawn.
+        method: How value and interval are made.
+        whose: What a unit is called.
+        draws: Resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resampling.
+        minimum: Fewest units an interval is given for.
+
+    Source: Efron 1979.
+    """
     if units < minimum:
         reason = f"{units} {whose}; an interval needs {minimum}"
         return Estimate(value, nan, nan, units, method, reason)
     picks = np.random.default_rng(seed).integers(units, size=(draws, units))
-    if clusters is None:
-        sample = np.asarray(statistic(*(column[picks] for column in data)), dtype=np.float64)
-    else:
-        members = [np.flatnonzero(labels == unit) for unit in range(units)]
-        drawn = (np.concatenate([members[unit] for unit in pick]) for pick in picks)
-        sample = np.array([float(statistic(*(column[i] for column in data))) for i in drawn])
+    sample = np.asarray(resampled(picks), dtype=np.float64)
     sample = sample[np.isfinite(sample)]
     # Resamples without a value are dropped; when most are, so is the interval.
     if len(sample) < draws / 2:

@@ -1,37 +1,34 @@
 """A detector scores prompts by how memorized they are, from declared evidence; one file a method.
 
-Contents: `all_detectors` and `get_detector` find them by scanning this package; `base` says what
-a detector is and what evidence there is.
+Contents: `all_detectors` and `get_detector` find them by scanning this package and what other
+distributions add to it; `base` says what a detector is.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs
-from mnemoscope.errors import InputError, did_you_mean
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.registry import modules, named, pick
 
-__all__ = ["Detector", "Evidence", "Needs", "all_detectors", "get_detector"]
+__all__ = ["Detector", "PerPrompt", "all_detectors", "get_detector"]
 
 
 @cache
+def _known() -> Mapping[str, Detector]:
+    tables = (getattr(module, "DETECTORS", ()) for module in modules(__name__))
+    return named(((d.name, d) for table in tables for d in table), "detector")
+
+
 def all_detectors() -> tuple[Detector, ...]:
-    """Return every detector of this package, by name.
+    """Return every detector, by name.
 
     Raises:
-        ImportError: If two have the same name.
+        InputError: If two have the same name.
 
     >>> "gap_norm" in [detector.name for detector in all_detectors()]
     True
     """
-    found: dict[str, Detector] = {}
-    for module in iter_modules(__path__):
-        table = getattr(import_module(f"{__name__}.{module.name}"), "DETECTORS", ())
-        for detector in table:
-            if detector.name in found:
-                raise ImportError(f"detector {detector.name!r} is defined twice")
-            found[detector.name] = detector
-    return tuple(found[name] for name in sorted(found))
+    return tuple(_known().values())
 
 
 def get_detector(name: str) -> Detector:
@@ -40,7 +37,4 @@ def get_detector(name: str) -> Detector:
     Raises:
         InputError: If there is none of that name.
     """
-    known = {detector.name: detector for detector in all_detectors()}
-    if name not in known:
-        raise InputError(did_you_mean(name, known, "detector"))
-    return known[name]
+    return pick(name, _known(), "detector")

@@ -17,16 +17,10 @@ from typing import ClassVar
 
 import torch
 
-from mnemoscope.detectors.base import (
-    RELEASED,
-    Detector,
-    Evidence,
-    LowNoise,
-    Needs,
-    Path,
-    PerPrompt,
-    seed_mean,
-)
+from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.low_noise import LowNoise
+from mnemoscope.evidence.pieces.path import PathRecord
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Anisotropy(Detector):
         return Needs(
             tuple(
                 piece
-                for piece, weight in ((Path(1), self.norm), (LowNoise(), self.cosine))
+                for piece, weight in ((PathRecord(1), self.norm), (LowNoise(), self.cosine))
                 if weight
             )
         )
@@ -77,10 +71,10 @@ class Anisotropy(Detector):
         """Return the weighted sum."""
         total = torch.zeros(evidence.prompts, dtype=torch.float64)
         if self.norm:
-            gram = evidence[Path(1)].gram
+            gram = evidence[PathRecord(1)].gram
             size = gram.square("gap").sqrt()
             size = size if self.released else size / gram.level.sigma
-            total += self.norm * seed_mean(evidence[Path(1)].per_seed(size)[:, :, 0])
+            total += self.norm * seed_mean(evidence[PathRecord(1)].per_seed(size)[:, :, 0])
         if self.cosine:
             low = evidence[LowNoise()]
             cosine = torch.cosine_similarity(low.eps_u.double(), low.gap.double(), dim=2)

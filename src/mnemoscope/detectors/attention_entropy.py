@@ -19,16 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import (
-    RELEASED,
-    Detector,
-    Evidence,
-    Needs,
-    PerPrompt,
-    Text,
-    TokenAttention,
-    seed_mean,
-)
+from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.text import Text
+from mnemoscope.evidence.pieces.token_attention import TokenAttention
 
 LAYER = 3
 """Layer of the first-call form, counted down, middle, up from 0; the last where there are fewer."""

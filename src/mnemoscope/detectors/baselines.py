@@ -14,7 +14,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, PerPrompt, Text, words
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.text import Text, split_words
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Baseline(Detector):
             return torch.tensor(drawn, dtype=torch.float64)
         rare: list[float] = []
         for text in facts.texts:
-            logs = [log(facts.frequency[word]) for word in words(text)]
+            logs = [log(facts.frequency[word]) for word in split_words(text)]
             rare.append(-sum(logs) / len(logs) if logs else float("nan"))
         return torch.tensor(rare, dtype=torch.float64)
 

@@ -14,15 +14,10 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from mnemoscope.detectors.base import (
-    Detector,
-    EndAttention,
-    Evidence,
-    GapMaps,
-    Needs,
-    PerPrompt,
-    seed_mean,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.end_attention import EndAttention
+from mnemoscope.evidence.pieces.gap_maps import GapMaps
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,9 @@ variance-exploding scale. The released code keeps only the last seed's (confiden
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import (
-    RELEASED,
-    Detector,
-    Evidence,
-    Needs,
-    Path,
-    PerPrompt,
-    seed_mean,
-)
+from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.path import PathRecord
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,11 @@ class Confidence(Detector):
     @property
     def needs(self) -> Needs:
         """Return the first call."""
-        return Needs((Path(1),))
+        return Needs((PathRecord(1),))
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean square."""
-        steps = evidence[Path(1)]
+        steps = evidence[PathRecord(1)]
         alpha, sigma = steps.gram.level
         square = (sigma / alpha) ** 2 * steps.gram.square("eps_g") / steps.gram.d
         each = steps.per_seed(square)[:, :, 0]

@@ -22,15 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import (
-    Detector,
-    Evidence,
-    Maps,
-    Needs,
-    PerPrompt,
-    pairs_mean,
-    seed_power,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, pairs_mean, seed_power
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.maps import Maps
 
 
 def rough(maps: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "prompt seed feature"]:

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import Detector, Drift, Evidence, Needs, PerPrompt
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.drift import Drift
 
 RADIUS = 0.25
 """Distance that counts as staying, relative to the image's norm; the preprint's."""

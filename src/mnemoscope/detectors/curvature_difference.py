@@ -13,7 +13,10 @@ the path. Their scales differ by powers of sigma and are never mixed.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import Curvature, Detector, Evidence, Maps, Needs, PerPrompt
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.curvature import Curvature
+from mnemoscope.evidence.pieces.maps import Maps
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ The second asks what the caption adds, so an image that is easy for any caption 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, NoisedTarget, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.noised_target import NoisedTarget
 
 
 @dataclass(frozen=True)

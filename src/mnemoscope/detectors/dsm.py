@@ -8,7 +8,9 @@ Formula, over the step from call k to call k + 1 of the guided path::
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import ChangeNorms, Detector, Evidence, Needs, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.change_norms import ChangeNorms
 
 
 @dataclass(frozen=True)

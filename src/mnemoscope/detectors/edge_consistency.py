@@ -13,7 +13,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, PerPrompt, Pictures
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.pictures import Pictures
 
 SIDE = 256
 """Side at which edges are looked for, pixels; the released code's."""

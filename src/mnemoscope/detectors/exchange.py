@@ -31,16 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import (
-    Detector,
-    Evidence,
-    LatentMaps,
-    Maps,
-    MissingEvidence,
-    Needs,
-    PerPrompt,
-    seed_power,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_power
+from mnemoscope.evidence import Evidence, MissingEvidence, Needs
+from mnemoscope.evidence.pieces.maps import Maps
+from mnemoscope.evidence.values import LatentMaps
 
 
 def own_noise(

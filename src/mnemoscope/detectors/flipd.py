@@ -12,14 +12,9 @@ loses a term, and takes it on the sampler's latent and not on the scaled image.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import (
-    Detector,
-    Evidence,
-    Needs,
-    PerPrompt,
-    TargetDivergence,
-    seed_mean,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.target_divergence import TargetDivergence
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,9 @@ the mitigation takes one norm over all n images, from which thresholds grow with
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import (
-    RELEASED,
-    Detector,
-    Evidence,
-    Needs,
-    Path,
-    PerPrompt,
-    seed_mean,
-)
+from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.path import PathRecord
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,11 @@ class GapNorm(Detector):
     @property
     def needs(self) -> Needs:
         """Return the record of its window."""
-        return Needs((Path(self.calls),))
+        return Needs((PathRecord(self.calls),))
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean norm."""
-        steps = evidence[Path(self.calls)]
+        steps = evidence[PathRecord(self.calls)]
         size = steps.gram.rms("gap") if self.rms else steps.gram.square("gap").sqrt()
         if self.released:
             return steps.per_seed(size).norm(dim=1).mean(dim=1)

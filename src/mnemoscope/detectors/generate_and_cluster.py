@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, PerPrompt, Pictures
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.pictures import Pictures
 
 TILES = 4
 """Tiles a side; 128 of 512 pixels."""

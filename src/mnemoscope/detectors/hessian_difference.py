@@ -11,15 +11,9 @@ Jacobian is not symmetric. The unconditional half depends on no prompt and is ta
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import (
-    Detector,
-    Evidence,
-    Needs,
-    PerPrompt,
-    SquareGradient,
-    norms,
-    seed_mean,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, norms, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.square_gradient import SquareGradient
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import Detector, Evidence, Maps, Needs, PerPrompt
+from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.maps import Maps
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weight of each scale, finest first; Wang, Simoncelli & Bovik 2003."""

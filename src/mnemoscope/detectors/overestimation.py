@@ -14,7 +14,9 @@ later estimates keep to c: one picture does, a blur is left for some picture of 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, Path, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.path import PathRecord
 
 EARLY = 10
 """Calls that count as early; a fifth of the usual 50."""
@@ -45,12 +47,13 @@ class Overestimation(Detector):
     @property
     def needs(self) -> Needs:
         """Return the early path of at least two seeds."""
-        return Needs((Path(EARLY),), seeds=2)
+        return Needs((PathRecord(EARLY),), seeds=2)
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean over seeds and calls."""
-        steps = evidence[Path(EARLY)]
-        there, toward = {"x0_g": 1.0, "mean": -1.0}, {"target": 1.0, "mean": -1.0}
+        steps = evidence[PathRecord(EARLY)]
+        there = {"x0_g": 1.0, "consensus_u": -1.0}
+        toward = {"consensus": 1.0, "consensus_u": -1.0}
         if self.cosine:
             value = steps.gram.cosine(there, toward)
         else:

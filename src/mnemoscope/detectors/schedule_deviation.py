@@ -12,7 +12,9 @@ size of the surplus: the coefficient alone is as large for a blur, of which the 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import Detector, Evidence, Needs, Path, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.path import PathRecord
 
 EARLY = 10
 """Calls that count as early; a fifth of the usual 50."""
@@ -37,14 +39,14 @@ class ScheduleDeviation(Detector):
     @property
     def needs(self) -> Needs:
         """Return the early path of at least two seeds."""
-        return Needs((Path(EARLY),), seeds=2, uncond=False)
+        return Needs((PathRecord(EARLY),), seeds=2, uncond=False)
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean over seeds and calls."""
-        steps = evidence[Path(EARLY)]
+        steps = evidence[PathRecord(EARLY)]
         # At the first call the state is the noise itself, whatever the prompt.
-        w0 = steps.gram.fit("x", ["target", "x_T"]).weights[:, 1:, 0]
-        surplus = (w0 - steps.exact[0][1:]) * steps.gram.rms("target")[:, 1:]
+        w0 = steps.gram.fit("x", ["consensus", "x_T"]).weights[:, 1:, 0]
+        surplus = (w0 - steps.exact[0][1:]) * steps.gram.rms("consensus")[:, 1:]
         return seed_mean(steps.per_seed(surplus).mean(dim=2))
 
 

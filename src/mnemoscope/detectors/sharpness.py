@@ -12,17 +12,10 @@ does), and reads a v-prediction as a clean estimate; here all norms are float64 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mnemoscope.detectors.base import (
-    RELEASED,
-    Detector,
-    Evidence,
-    GapDerivative,
-    Needs,
-    Path,
-    PerPrompt,
-    norms,
-    seed_mean,
-)
+from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, norms, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.gap_derivative import GapDerivative
+from mnemoscope.evidence.pieces.path import PathRecord
 
 
 @dataclass(frozen=True)
@@ -53,11 +46,11 @@ class Sharpness(Detector):
     @property
     def needs(self) -> Needs:
         """Return the derivative, and the level of the first call."""
-        return Needs((Path(1), GapDerivative(self.method)))
+        return Needs((PathRecord(1), GapDerivative(self.method)))
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean norm."""
-        sigma = evidence[Path(1)].gram.level.sigma[0]
+        sigma = evidence[PathRecord(1)].gram.level.sigma[0]
         size = norms(evidence[GapDerivative(self.method)]) / sigma**2
         if self.released:
             return seed_mean(size.bfloat16()).double()

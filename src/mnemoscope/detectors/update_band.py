@@ -16,15 +16,10 @@ from typing import ClassVar
 
 import torch
 
-from mnemoscope.detectors.base import (
-    ChangeNorms,
-    Detector,
-    Evidence,
-    Needs,
-    Path,
-    PerPrompt,
-    seed_mean,
-)
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
+from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.change_norms import ChangeNorms
+from mnemoscope.evidence.pieces.path import PathRecord
 
 
 @dataclass(frozen=True)
@@ -46,11 +41,11 @@ class UpdateBand(Detector):
     @property
     def needs(self) -> Needs:
         """Return the whole path."""
-        return Needs((Path(None), ChangeNorms(None)), uncond=False)
+        return Needs((PathRecord(None), ChangeNorms(None)), uncond=False)
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean logarithm."""
-        steps = evidence[Path(None)]
+        steps = evidence[PathRecord(None)]
         w0, wT = steps.exact
         expected = steps.gram.d**0.5 * torch.hypot(w0.diff(), wT.diff())
         # The update to the final state is left out: a sampler may make none there.

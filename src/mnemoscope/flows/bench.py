@@ -12,13 +12,14 @@ every detector, rank. The folder then holds::
     bench.json           what was asked, how prompts were judged, how they were split
     scoring/             scores so far, with which an interrupted benchmark goes on; gone at the end
 
-Contents: `leaderboard`, `COMBINATIONS`.
+Contents: `Benchmark`, `leaderboard`, `COMBINATIONS`.
 """
 
 import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,32 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from mnemoscope import __version__
-from mnemoscope.flows.detect import Notify, Scores, choose, detect
+from mnemoscope.core.stats import roc_auc
+from mnemoscope.severity.truth import MEMORIZED_SHARE, require_both, truth_of
+from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.detectors.base import RELEASED
 from mnemoscope.errors import InputError
-from mnemoscope.mechanism.base import ScatterPanel
+from mnemoscope.flows.detect import Notify, Scores, detect
+from mnemoscope.flows.options import brought, listed, loaded, values_of
+from mnemoscope.flows.scores import choose
+from mnemoscope.flows.study import Study
+from mnemoscope.flows.study import run as run_study
+from mnemoscope.core.panels import ScatterPanel
 from mnemoscope.models.base import Model
-from mnemoscope.data.prompts import Prompt, embedded_prompts, load_prompts
-from mnemoscope.ranking.rank import Ranking, difference, rank, require_both, shown, table, truth_of
+from mnemoscope.models.source import Source
+from mnemoscope.options import option
+from mnemoscope.ranking import markdown
+from mnemoscope.ranking.markdown import shown, table
+from mnemoscope.ranking.metrics import difference
+from mnemoscope.ranking.rank import Ranking, rank
 from mnemoscope.reporting.board import PAIRS, RELEASED_CODE, Place
 from mnemoscope.reporting.board import picture as place_detectors
 from mnemoscope.reporting.figures import save
-from mnemoscope.runs.folder import Run, write_atomically
-from mnemoscope.core.stats import roc_auc
-from mnemoscope.flows.study import Study
-from mnemoscope.flows.study import run as run_study
+from mnemoscope.runs.folder import Run, open_run, write_atomically
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.recipe import Recipe
+from mnemoscope.severity.truth import MEMORIZED_SHARE
 
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "anisotropy:calibrated": ("anisotropy:norm", "anisotropy:cosine"),
@@ -75,123 +86,142 @@ class Leaderboard:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Benchmark(Recipe, Source):
+    """What to rank. Every field is an option of `mnemoscope bench detectors`."""
+
+    prompts: str | Path | None = option(
+        None, "Prompt file with training images; the embedded model brings its own."
+    )
+    study: str | Path | None = option(None, "Run folder of a study to take severity from.")
+    detectors: tuple[str, ...] = option(("all",), "Detectors, as for detect.")
+    seeds: int = option(4, "Samples a prompt, for severity and for scores.")
+    cut: float = option(
+        MEMORIZED_SHARE, "Share of samples that are copies if a prompt is memorized."
+    )
+    out: str | Path = option("runs/detectors", "Folder of the results.")
+    batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+
+    def __post_init__(self) -> None:
+        """Bring values to their type and refuse those that mean nothing.
+
+        Raises:
+            InputError: If a value is out of range.
+        """
+        super().__post_init__()
+        brought(self)
+        if not 0 < self.cut <= 1:
+            raise InputError(f"cut {self.cut} given; expected a share of samples in (0, 1]")
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "Benchmark":
+        """Make it of options in which several values are one text with commas.
+
+        Raises:
+            InputError: If a value does not fit.
+        """
+        return cls(**values_of(cls, options))
+
+
+PASSED_ON = ("scheduler", "steps", "eta", "intervention", "seeds", "batch")
+"""Options that both the study and the detection of a benchmark are given."""
+
+
 def leaderboard(
-    model: Model,
-    prompts: str | Path | None = None,
+    model: Model | str,
+    prompts: str | Path | PromptList | None = None,
     *,
-    out: str | Path = "runs/detectors",
     run: Run | None = None,
-    detectors: Sequence[str | Detector] = ("all",),
-    seeds: int = 4,
-    guidance: float = 7.5,
-    steps: int = 50,
-    scheduler: str = "ddim",
-    seed: int = 0,
-    cut: float = 0.5,
-    batch: int | None = None,
+    detectors: Sequence[str | Detector] | str = ("all",),
     notify: Notify | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> Leaderboard:
     """Rank detectors on a model.
 
     Args:
-        model: The model.
+        model: The model, or its name.
         prompts: Prompt file whose prompts have training images; the embedded model brings its own.
-        out: Folder of the results.
         run: A study of these prompts at this guidance scale; one is made where not given.
         detectors: As for `mnemoscope.flows.detect.detect`.
-        seeds: Samples a prompt, for severity and for scores; their noises are independent.
-        guidance: Guidance scale of both.
-        steps: Sampler updates of both.
-        scheduler: Sampler of both.
-        seed: Seed of noise and split.
-        cut: Share of a prompt's samples that must be copies for it to count as memorized.
-        batch: Rows a network call.
         notify: Told what is going on.
         progress: Whether to draw progress bars on standard error.
+        **options: Further fields of `Benchmark`: out, seeds, guidance, steps, cut ...
 
     Returns:
-        The ranking with what it rests on.
+        The ranking with what it rests on; severity and scores rest on independent noises.
 
     Raises:
         InputError: If prompts have no images, all are of one class, or an option is wrong.
         RunError: If the study's folder cannot be used.
     """
-    out = Path(out)
     chosen = choose(detectors)
-    if prompts is None and run is None and not model.name.startswith("embedded"):
-        raise InputError(
-            f"model {model.name!r} brings no prompts of its own; give a file with --prompts"
-        )
+    name = model if isinstance(model, str) else model.name
+    asked = Benchmark(model=name, detectors=tuple(d.name for d in chosen), **options)
+    if run is None and asked.study is not None:
+        run = open_run(asked.study)
+    held = listed(prompts, name) if prompts is not None or run is None else None
+    known = loaded(asked) if isinstance(model, str) else model
+    out = Path(asked.out)
+    shared = {name: getattr(asked, name) for name in PASSED_ON}
     if run is None:
         study = Study(
-            model=model.name,
+            **{f.name: getattr(asked, f.name) for f in fields(Source)},
             prompts=None if prompts is None else str(prompts),
-            seeds=seeds,
-            guidance=(guidance,),
-            steps=steps,
-            scheduler=scheduler,
+            guidance=(asked.guidance,),
+            noise=asked.noise,
+            seed=asked.seed,
             probes=False,
-            seed=seed,
-            batch=batch,
+            detectors=("none",),
             out=str(out / "study"),
+            **shared,
         )
-        run = run_study(study, model=model, notify=notify, progress=progress)
-    elif run.manifest.model["digest"] != model.digest:
-        raise InputError(f"the study in {str(run.path)!r} is of another model than {model.name!r}")
-    measure = run.manifest.study["similarity"][0]
-    truth = truth_of(run, guidance=guidance, measure=measure, cut=cut)
+        run = run_study(study, model=known, notify=notify, progress=progress)
+    elif run.manifest.model["digest"] != known.digest:
+        raise InputError(f"the study in {str(run.path)!r} is of another model than {name!r}")
+    measure = run.manifest.options["similarity"][0]
+    truth = truth_of(run, guidance=asked.guidance, measure=measure, cut=asked.cut)
     # Said before the scoring, which is what takes long.
     require_both(truth)
-    listed = _matching(prompts, truth.prompt_id)
     scores = detect(
-        model,
-        listed,
+        known,
+        _matching(held or listed(None, name), truth.prompt_id),
         detectors=chosen,
-        seeds=seeds,
-        guidance=guidance,
-        steps=steps,
-        scheduler=scheduler,
+        out=out / "scoring",
+        guidance=asked.guidance,
         # Other noise than the study's: a sample must not be scored by its own start.
-        seed=seed + 1,
-        batch=batch,
-        keep=out / "scoring",
+        seed=asked.seed + 1,
         notify=notify,
         progress=progress,
+        **shared,
     )
-    rows = scores.table.to_pylist()
     names = [detector.name for detector in chosen]
     ranking = rank(
         {name: scores.of(name) for name in names},
         truth,
         kinds={detector.name: detector.kind for detector in chosen},
-        price={n: _mean(rows, n, "network_calls") for n in names},
-        seconds={n: _mean(rows, n, "seconds") for n in names},
+        price={n: scores.mean(n, "network_calls") for n in names},
+        seconds={n: scores.mean(n, "seconds") for n in names},
         combine=COMBINATIONS,
-        seed=seed,
+        seed=asked.seed,
     )
-    board = Leaderboard(ranking, scores, run, out, seed)
-    _write(board, model, seeds, guidance, steps, scheduler)
-    # Another version of a detector must not find what this one left.
-    for part in (out / "scoring").glob("*.json"):
-        part.unlink()
+    board = Leaderboard(ranking, scores, run, out, asked.seed)
+    _write(board, known, asked)
+    shutil.rmtree(out / "scoring", ignore_errors=True)
     return board
 
 
-def _mean(rows: list[dict[str, Any]], name: str, column: str) -> float:
-    return float(np.mean([row[column] for row in rows if row["detector"] == name]))
-
-
-def _matching(prompts: str | Path | None, names: Sequence[str]) -> list[Prompt]:
-    known = embedded_prompts() if prompts is None else load_prompts(prompts)
-    held = {prompt.prompt_id: prompt for prompt in known}
+def _matching(known: PromptList, names: Sequence[str]) -> PromptList:
+    """Return a study's prompts, in its order, out of a list."""
+    wanted = set(names)
+    held = {prompt.prompt_id: prompt for prompt in known if prompt.prompt_id in wanted}
     missing = [name for name in names if name not in held]
     if missing:
         raise InputError(
             f"the study holds {len(missing)} prompts that the list lacks (first: {missing[0]!r}); "
             "give the prompt file it was made with"
         )
-    return [held[name] for name in names]
+    return PromptList.of(held[name] for name in names)
 
 
 def best_first_step(
@@ -300,7 +330,7 @@ def summary(board: Leaderboard) -> str:
         f"others, {int((~truth.judged).sum())} left out (they copy another image, or have none). "
         "Intervals: 95 %, percentile bootstrap over prompts.",
         "",
-        ranking.markdown(),
+        markdown.leaderboard(ranking),
         "",
     ]
     if targets := _targets(board):
@@ -309,20 +339,20 @@ def summary(board: Leaderboard) -> str:
         "AUC by population (memorized / others; a level or a family counts its memorized prompts "
         "against all others):",
         "",
-        ranking.populations(),
+        markdown.populations(ranking),
         "",
         "Thresholds set for a false positive rate of 1 % on one half of the prompts, on the other "
         "half (intervals: Wilson):",
         "",
-        ranking.held(),
+        markdown.held(ranking),
         "",
     ]
-    calibrated = [line for line in ranking.lines if line.kind == "calibrated"]
+    calibrated = [entry for entry in ranking.entries if entry.kind == "calibrated"]
     if calibrated:
         rows = [
             [f"`{name}`", shown(ranking.get(name, "auc", "judging half"))]
-            for line in calibrated
-            for name in (line.detector, *COMBINATIONS[line.detector])
+            for entry in calibrated
+            for name in (entry.detector, *COMBINATIONS[entry.detector])
         ]
         parts += [
             "Weights fitted on one half of the prompts, AUC on the other, beside the single scores "
@@ -339,7 +369,7 @@ def summary(board: Leaderboard) -> str:
             table(head, rows),
             "",
         ]
-    parts += ["Rank agreement; all pairs are in agreement.parquet:", "", ranking.likeness(), ""]
+    parts += ["Rank agreement; all pairs are in agreement.parquet:", "", markdown.likeness(ranking), ""]
     if withheld := ranking.withheld():
         parts += ["Withheld (–):", ""]
         parts += [f"- {reason}: {_few(names)}" for reason, names in withheld.items()]
@@ -352,24 +382,17 @@ def _few(names: Sequence[str], most: int = 3) -> str:
     return "; ".join(names[:most]) + rest
 
 
-def _write(
-    board: Leaderboard,
-    model: Model,
-    seeds: int,
-    guidance: float,
-    steps: int,
-    scheduler: str,
-) -> None:
+def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
     truth = board.ranking.truth
     half = truth.half(board.seed)
     facts = {
         "mnemoscope": __version__,
         "model": {"name": model.name, "digest": model.digest},
         "study": str(board.run.path.name),
-        "seeds": seeds,
-        "guidance": guidance,
-        "steps": steps,
-        "scheduler": scheduler,
+        "seeds": asked.seeds,
+        "guidance": asked.guidance,
+        "steps": asked.steps,
+        "scheduler": board.run.manifest.options["scheduler"],
         "seed": board.seed,
         "measure": truth.measure,
         "cut": truth.cut,

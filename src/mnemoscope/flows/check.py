@@ -5,25 +5,54 @@ Quantities::
     parity   max |ours - host| over the final latents of a short run; 0 means bit for bit
     price    network rows a sample = calls·branches;  seconds = rows·(seconds a row)
 
+A model is guided by two branches, by an input of its network, or not at all; the short run is made
+without guidance and, where there is any, with it.
+
 It samples a few latents in memory, decodes none, and writes nothing.
 """
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from mnemoscope.core.level import final_level, log_snr
 from mnemoscope.core.record import Recorder
-from mnemoscope.sampling.loop import generators_of, initial_noise, points_of, sample
 from mnemoscope.models.base import Model
+from mnemoscope.models.source import Source
+from mnemoscope.options import option
+from mnemoscope.sampling.loop import (
+    Branches,
+    Sampled,
+    generators_of,
+    initial_noise,
+    points_of,
+    sample,
+)
 
 PROBE_STEPS = 3
 """Updates of the short run: enough for a multistep sampler to use its history."""
 
 PROBE_PROMPTS = ("", "a picture of a house by the sea")
-"""Prompts of the short run; their content does not matter."""
+"""Prompts of the short run, for a model that has no examples of its own."""
+
+PROBE_GUIDANCE = 7.5
+"""Guidance of the short run of a model that can be guided."""
+
+GUIDANCE = {
+    "free": "by two branches",
+    "embedded": "by an input of the network",
+    "none": "none",
+}
+"""How a model is guided, in words."""
+
+
+@dataclass(frozen=True)
+class Checking(Source):
+    """What to check. Every field is an option of `mnemoscope check`."""
+
+    scheduler: str = option("auto", "Sampler; auto is the one usual for the model.")
+    steps: int = option(50, "Sampler updates.")
 
 
 @dataclass(frozen=True)
@@ -32,12 +61,15 @@ class CheckReport:
 
     Attributes:
         model: Name the model was loaded by.
+        family: Family of pipelines it is of.
+        guidance: How it is guided: "free", "embedded" or "none".
+        no_uncond: Why it has no unconditional branch; empty where it has one.
         digest: sha256 over its weights.
         kind: What its network predicts.
         device: Where it runs.
         dtype: Precision of its denoiser.
         latent_shape: Shape of a sample's latents.
-        image_size: Side of its images in pixels.
+        image_size: Height and width of its images in pixels.
         window: Longest prompt in tokens.
         scheduler: Scheduler asked about.
         steps: Updates asked about.
@@ -47,19 +79,22 @@ class CheckReport:
         final: (alpha, sigma) of the final state, unit form.
         log_snr: Log signal-to-noise ratio of each call.
         parity: Largest difference between our final latents and the host pipeline's, by guidance
-            scale; None where the model has no host pipeline.
+            scale; None where no host pipeline samples with this scheduler.
         finite: Whether every number of the short run was finite.
-        network_calls: Network rows a sample, both branches.
+        network_calls: Network rows a sample, of all branches.
         seconds: Estimated seconds a sample, from the short run with a record.
     """
 
     model: str
+    family: str
+    guidance: str
+    no_uncond: str
     digest: str
     kind: str
     device: str
     dtype: str
     latent_shape: tuple[int, ...]
-    image_size: int
+    image_size: tuple[int, int]
     window: int
     scheduler: str
     steps: int
@@ -86,8 +121,11 @@ class CheckReport:
         def at(level: tuple[float, float]) -> str:
             return f"alpha {level[0]:.5f}  sigma {level[1]:.5f}"
 
+        def by(lengths: tuple[int, ...]) -> str:
+            return " x ".join(map(str, lengths))
+
         if self.parity is None:
-            parity = "no host pipeline to compare with"
+            parity = f"no host pipeline that samples with {self.scheduler} to compare with"
         else:
             parity = ", ".join(
                 f"g = {g:g}: " + ("bit for bit" if value == 0 else f"differs by {value:.2g}")
@@ -96,8 +134,10 @@ class CheckReport:
         rows = {
             "model": self.model,
             "weights": f"sha256 {self.digest[:16]}",
+            "family": self.family,
             "network": f"predicts {self.kind}; {self.dtype} on {self.device}",
-            "latents": f"{' x '.join(map(str, self.latent_shape))}, images {self.image_size} px",
+            "guidance": GUIDANCE[self.guidance] + (f": {self.no_uncond}" if self.no_uncond else ""),
+            "latents": f"{by(self.latent_shape)}, images {by(self.image_size)} px",
             "prompts": f"up to {self.window} tokens",
             "path": f"{self.scheduler}, {self.steps} steps, {self.calls} calls",
             "first call": f"{at(self.first)}  log_snr {self.log_snr[0]:+.2f}",
@@ -115,7 +155,7 @@ def _pair(alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[float, float]:
     return float(alpha), float(sigma)
 
 
-def check(model: Model, scheduler: str = "ddim", steps: int = 50) -> CheckReport:
+def check(model: Model, scheduler: str = "auto", steps: int = 50) -> CheckReport:
     """Check a model: its levels, its parity with the host pipeline, its price.
 
     Args:
@@ -127,7 +167,7 @@ def check(model: Model, scheduler: str = "ddim", steps: int = 50) -> CheckReport
         The report; `str` of it is what the command line prints.
 
     Raises:
-        ModelError: If the scheduler is unknown.
+        ModelError: If the scheduler is unknown, or not for this kind of model.
         InputError: If the number of steps is out of range.
     """
     path = model.make_scheduler(scheduler, steps)
@@ -135,38 +175,45 @@ def check(model: Model, scheduler: str = "ddim", steps: int = 50) -> CheckReport
     final = final_level(path).unit()
     short_steps = min(PROBE_STEPS, steps)
     short = model.make_scheduler(scheduler, short_steps)
-    prompts = list(PROBE_PROMPTS)
-    cond, uncond = model.encode_prompts(prompts), model.encode_prompts([""] * len(prompts))
-    seeds = list(range(len(prompts)))
+    prompts = tuple(getattr(model, "examples", PROBE_PROMPTS))
+    seeds = range(len(prompts))
 
-    def ours(guidance: float) -> Any:
+    def ours(guidance: float) -> Sampled:
         generators = generators_of(seeds)
         noise = initial_noise(generators, model.latent_shape, device=model.device)
+        uncond = model.encode_blank(len(prompts)) if model.has_uncond else None
+        branches = Branches(model.encode_prompts(prompts, guidance), uncond, prompts)
+        # Guidance that is an input of the network is in the condition already.
+        scale = guidance if model.has_uncond else 1.0
         return sample(
-            model.denoiser, short, noise, cond, uncond, guidance, generators, observers=[Recorder()]
+            model.denoiser, short, noise, branches, scale, generators, observers=[Recorder()]
         )
 
     finite, parity = True, dict[float, float]()
-    for guidance in (1.0, 7.5):
+    scales = (1.0,) if model.guidance == "none" else (1.0, PROBE_GUIDANCE)
+    for guidance in scales:
         sampled = ours(guidance)
         finite = finite and bool(sampled.ok.all())
         host = model.host_latents(prompts, short, short_steps, guidance, generators_of(seeds))
         if host is not None:
             parity[guidance] = float((sampled.latents - host).abs().max())
     start = time.perf_counter()
-    ours(7.5)
+    ours(scales[-1])
     seconds = time.perf_counter() - start
     calls, short_calls = len(points), len(short.timesteps)
     return CheckReport(
         model=model.name,
+        family=str(getattr(model, "family", "")),
+        guidance=model.guidance,
+        no_uncond=model.no_uncond,
         digest=model.digest,
         kind=model.kind,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         latent_shape=tuple(model.latent_shape),
-        image_size=model.image_size,
+        image_size=tuple(model.image_size),
         window=model.window,
-        scheduler=scheduler,
+        scheduler=model.scheduler if scheduler == "auto" else scheduler,
         steps=steps,
         calls=calls,
         first=_pair(*points[0].level),
@@ -175,6 +222,6 @@ def check(model: Model, scheduler: str = "ddim", steps: int = 50) -> CheckReport
         log_snr=tuple(float(log_snr(point.level)) for point in points),
         parity=parity or None,
         finite=finite,
-        network_calls=2 * calls,
+        network_calls=(2 if model.has_uncond else 1) * calls,
         seconds=seconds / len(prompts) / short_calls * calls,
     )

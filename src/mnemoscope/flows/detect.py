@@ -1,17 +1,18 @@
 """Detection scores prompts by every detector asked for, from one set of network calls.
 
 Flow of `detect`: take the union of what the detectors need, gather it for some prompts at a time,
-let each detector score what it declared, keep the scores and drop the evidence.
+let each detector score what it declared, write the scores and drop the evidence. What is written is
+a run folder of its own, so that an interrupted detection goes on, and no list is held in memory.
 
-Contents: `Scores`, `detect`, `choose`, `first_step`.
+Contents: `Detection`, `detect`, `Scores`.
 """
 
-import hashlib
 import io
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
-from mnemoscope import __version__
-from mnemoscope.collect import NO_IMAGE, NO_UNCOND, Collector
-from mnemoscope.detectors import Detector, all_detectors, get_detector
-from mnemoscope.detectors.base import Evidence, MissingEvidence, Price, path_calls, price
-from mnemoscope.errors import InputError
-from mnemoscope.data.images import load_image
+from mnemoscope.data.prompts import Prompt, PromptList
+from mnemoscope.detectors import Detector
+from mnemoscope.errors import InputError, RunError
+from mnemoscope.evidence import Bank, Piece, path_calls, price
+from mnemoscope.evidence.gather import gather, sit
+from mnemoscope.evidence.pieces.text import Text, word_frequency
+from mnemoscope.flows.options import (
+    brought,
+    given,
+    listed,
+    loaded,
+    recipe_of,
+    resolved,
+    values_of,
+)
+from mnemoscope.flows.scores import choose, methods_of, score_rows, union
 from mnemoscope.models.base import Model
-from mnemoscope.data.prompts import Prompt, load_prompts
-from mnemoscope.runs.folder import write_atomically
+from mnemoscope.models.source import Source
+from mnemoscope.options import option
+from mnemoscope.runs.execute import Rows, Unit, chunk_of, execute, units_of
+from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
+from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.loop import Progress
+from mnemoscope.sampling.recipe import Recipe
 
 Notify = Callable[[str], None]
 """Told one line at a time what is going on."""
@@ -42,20 +56,65 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
+class Detection(Recipe, Source):
+    """What to score. Every field is an option of `mnemoscope detect`."""
+
+    noise: str = option(
+        "shared",
+        "Initial noise: shared among prompts (half of the first call is then computed once), "
+        "independent for every prompt, or fresh for every row of the list.",
+    )
+    prompts: str | Path | None = option(
+        None, "Prompt file or image folder; the embedded model brings its own."
+    )
+    detectors: tuple[str, ...] = option(
+        ("first-step",), "Detectors, comma-separated; 'first-step', 'free' or 'all' are many."
+    )
+    seeds: int = option(4, "Samples a prompt.")
+    out: str | Path | None = option(
+        None,
+        "Where to: a .parquet, .csv or .jsonl file, or a run folder; what is interrupted goes on.",
+    )
+    batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+
+    def __post_init__(self) -> None:
+        """Bring values to their type and refuse those that mean nothing.
+
+        Raises:
+            InputError: If a value is out of range.
+        """
+        super().__post_init__()
+        brought(self)
+        if self.out is not None and Path(self.out).suffix not in ("", *FORMATS):
+            raise InputError(
+                f"cannot write {str(self.out)!r}; expected {', '.join(FORMATS)}, or a folder"
+            )
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "Detection":
+        """Make a detection of options in which several values are one text with commas.
+
+        Raises:
+            InputError: If a value does not fit.
+        """
+        return cls(**values_of(cls, options))
+
+
+@dataclass(frozen=True)
 class Scores:
     """What detectors say of prompts.
 
     Attributes:
         table: Rows of table `scores`, prompt by prompt.
-        prompts: The prompts, in order.
+        prompt_ids: The prompts, in order.
         detectors: The detectors, in order.
-        network_calls: Network calls that were made, evaluations only, noise bank included; what an
-            interrupted run had made before is not counted again.
+        network_calls: Network calls that were made, evaluations only; what an interrupted run had
+            made before is not counted again.
         truncated: Prompts longer than the model's window, of which only the beginning was seen.
     """
 
     table: pa.Table
-    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[str, ...]
     detectors: tuple[Detector, ...]
     network_calls: int
     truncated: tuple[str, ...]
@@ -65,8 +124,15 @@ class Scores:
         names = [known.name for known in self.detectors]
         if detector not in names:
             raise InputError(f"detector {detector!r} was not run; there is {', '.join(names)}")
-        rows = self.table["score"].to_numpy(zero_copy_only=False).reshape(len(self.prompts), -1)
-        return rows[:, names.index(detector)].astype(np.float64)
+        rows = self.table["score"].to_numpy(zero_copy_only=False)
+        return rows.reshape(len(self.prompt_ids), -1)[:, names.index(detector)].astype(np.float64)
+
+    def mean(self, detector: str, column: str) -> float:
+        """Return the mean of a numeric column over a detector's rows."""
+        names = [known.name for known in self.detectors]
+        values = self.table[column].to_numpy(zero_copy_only=False).astype(np.float64)
+        each = values.reshape(len(self.prompt_ids), -1)[:, names.index(detector)]
+        return float(each.mean())
 
     def write(self, path: str | Path) -> None:
         """Write the table as .parquet, .csv or .jsonl.
@@ -88,237 +154,243 @@ class Scores:
         write_atomically(path, sink.getvalue())
 
 
-def choose(names: Sequence[str | Detector]) -> tuple[Detector, ...]:
-    """Return detectors by name; "all" stands for all, "first-step" for the quick ones.
-
-    Variants that compute what a released code does are among all, not among the quick ones.
-
-    Raises:
-        InputError: If a name is unknown, or nothing is named.
-    """
-    found: dict[str, Detector] = {}
-    for name in names:
-        if isinstance(name, Detector):
-            found[name.name] = name
-        elif name == "all":
-            found |= {detector.name: detector for detector in all_detectors()}
-        elif name == "first-step":
-            found |= {d.name: d for d in all_detectors() if first_step(d) and not d.released}
-        else:
-            found[name] = get_detector(name)
-    if not found:
-        raise InputError("no detector given; expected names, 'first-step' or 'all'")
-    return tuple(found.values())
-
-
-def first_step(detector: Detector) -> bool:
-    """Return whether the first call of the path is all that a detector takes."""
-    pieces = detector.needs.pieces
-    return all(piece.calls in (0, 1) and piece.extra(1) == Price() for piece in pieces)
-
-
 def detect(
-    model: Model,
-    prompts: Sequence[str | Prompt] | str | Path,
+    model: Model | str,
+    prompts: Sequence[str | Prompt] | PromptList | str | Path | None = None,
     *,
-    detectors: Sequence[str | Detector] = ("first-step",),
-    seeds: int = 4,
-    guidance: float = 7.5,
-    steps: int = 50,
-    scheduler: str = "ddim",
-    seed: int = 0,
-    batch: int | None = None,
-    keep: Path | None = None,
+    detectors: Sequence[str | Detector] | str | Detector = ("first-step",),
+    out: str | Path | None = None,
     notify: Notify | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> Scores:
     """Score prompts by how memorized they are.
 
     Args:
-        model: The model.
-        prompts: Prompts, or a prompt file.
-        detectors: Names or instances; "first-step" (the default) and "all" stand for many.
-        seeds: Samples a prompt; seed s means the same noise for every prompt.
-        guidance: Guidance scale of the sampling path.
-        steps: Sampler updates of a whole path; detectors of the first step take one call of it.
-        scheduler: Sampler.
-        seed: Seed that all noise derives from.
-        batch: Rows a network call; chosen by size where not given.
-        keep: Folder that holds the scores so far, from which the same question goes on after an
-            interruption.
+        model: The model, or its name.
+        prompts: Prompts, or a prompt file; those the embedded model brings where not given.
+        detectors: Names or instances; "first-step" (the default), "free" and "all" stand for many.
+        out: Run folder that holds the scores so far, from which the same question goes on after an
+            interruption; a temporary one where not given.
         notify: Told the price, and what to mind.
         progress: Whether to draw a progress bar on standard error.
+        **options: Further fields of `Detection`: seeds, guidance, steps, scheduler, seed, noise ...
 
     Returns:
-        The scores.
+        The scores, prompt by prompt.
 
     Raises:
-        InputError: If prompts, detectors or an option cannot be used.
-        ModelError: If the scheduler is unknown.
+        InputError: If a prompt, a detector or an option cannot be used.
+        ModelError: If the model cannot do what is asked.
+        RunError: If the folder is of another detection, in use, or cannot be written.
     """
-    say = notify or (lambda line: None)
-    listed = _listed(prompts)
     chosen = choose(detectors)
-    pieces = list(dict.fromkeys(piece for d in chosen for piece in d.needs.pieces))
-    collector = Collector(
-        model,
-        listed,
-        pieces,
-        seeds=seeds,
-        guidance=guidance,
-        steps=steps,
-        scheduler=scheduler,
-        seed=seed,
-        batch=batch,
-    )
-    long = tuple(p.prompt_id for p, cut in zip(listed, collector.truncated, strict=True) if cut)
-    if long:
-        say(
-            f"{len(long)} of {len(listed)} prompts exceed the model's window of {model.window} "
-            f"tokens; what is beyond it has no effect (first: {long[0]})"
-        )
-    each = price(pieces, calls=collector.calls, seeds=seeds, branches=collector.branches)
-    say(
-        f"{len(listed)} prompts x {seeds} seeds x {len(chosen)} detectors, "
-        f"{len(listed) * each.calls:,} network calls, "
-        f"{path_calls(pieces, collector.calls)} of {collector.calls} calls of the path, "
-        f"on {torch.device(model.device)}"
-    )
-    collector.warm()
-    values: dict[str, list[tuple[float, str | None]]] = {d.name: [] for d in chosen}
-    scoring = dict.fromkeys(values, 0.0)
-    gathered: dict[str, float] = {}
-    options = (collector.chunk, seeds, collector.guidance, steps, scheduler, seed)
-    question = "" if keep is None else _question(model, listed, chosen, *options)
-    with tqdm(total=len(listed), unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(listed), collector.chunk):
-            some = listed[start : start + collector.chunk]
-            part = None if keep is None else keep / f"{start:06d}.json"
-            done = None if part is None else _kept(part, question)
-            if done is None:
-                gathering = dict(collector.seconds)
-                evidence = collector.gather(some)
-                done = _Part({}, {}, {})
-                for detector in chosen:
-                    before = time.perf_counter()
-                    done.scores[detector.name] = _score(detector, evidence, some, model)
-                    done.scoring[detector.name] = time.perf_counter() - before
-                for piece, total in collector.seconds.items():
-                    done.gathering[str(piece)] = total - gathering.get(piece, 0.0)
-                if part is not None:
-                    _keep(part, question, done)
-            for name, found in done.scores.items():
-                values[name] += found
-                scoring[name] += done.scoring[name]
-            for piece, seconds in done.gathering.items():
-                gathered[piece] = gathered.get(piece, 0.0) + seconds
-            bar.update(len(some))
-    rows: list[dict[str, Any]] = []
-    for at, prompt in enumerate(listed):
-        for detector in chosen:
-            score, reason = values[detector.name][at]
-            needs = detector.needs
-            free = reason == NO_IMAGE
-            alone = price(
-                needs.pieces, calls=collector.calls, seeds=seeds, branches=collector.branches
+    asked = _asked(model, chosen, options)
+    held = listed(prompts, asked.model)
+    with _folder(out) as folder:
+        known = loaded(asked) if isinstance(model, str) else model
+        with tqdm(total=len(held), unit="prompt", disable=not progress) as bar:
+            worker = DetectionWorker(asked, known, chosen, held)
+            _score_all(worker, held, folder, notify or (lambda line: None), bar)
+        return _read(open_run(folder), chosen, worker.bank.network.rows)
+
+
+def _asked(model: Model | str, chosen: Sequence[Detector], options: Mapping[str, Any]) -> Detection:
+    name = model if isinstance(model, str) else model.name
+    known = Detection.__dataclass_fields__
+    for option_name in options:
+        if option_name not in known or option_name in ("model", "prompts", "detectors", "out"):
+            raise InputError(
+                f"detect takes no option {option_name!r}; it takes "
+                f"{', '.join(sorted(set(known) - {'model', 'prompts', 'detectors', 'out'}))}"
             )
-            taken = sum(gathered.get(str(piece), 0.0) for piece in needs.pieces)
-            rows.append(
+    return Detection(model=name, detectors=tuple(d.name for d in chosen), **options)
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="mnemoscope-") as folder:
+        yield Path(folder) / "run"
+
+
+class DetectionWorker:
+    """Does a detection's units.
+
+    Args:
+        detection: What to score, its detectors by name.
+        model: The model.
+        detectors: The detectors.
+        prompts: The list, in which words are counted where a detector asks for it.
+        tick: Told after every network call how many rows it evaluated.
+    """
+
+    def __init__(
+        self,
+        detection: Detection,
+        model: Model,
+        detectors: Sequence[Detector],
+        prompts: PromptList,
+        tick: Progress | None = None,
+    ) -> None:
+        changes: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
+        recipe = recipe_of(detection, model, **changes)
+        self.detection = detection
+        self.model = model
+        self.detectors = tuple(detectors)
+        self.pieces = union(self.detectors)
+        self.bank = Bank(model, recipe, detection.seeds, detection.batch, tick)
+        self.length = path_calls(self.pieces, self.bank.calls)
+        self.frequency = word_frequency(prompts) if Text() in self.pieces else None
+
+    @property
+    def chunk(self) -> int:
+        """Return how many prompts make a unit."""
+        bank = self.bank
+        return chunk_of(
+            batch=bank.batch,
+            seeds=bank.seeds,
+            calls=self.length,
+            d=self.model.d,
+            accelerator=self.model.device.type != "cpu",
+        )
+
+    def warm(self) -> None:
+        """Compute what depends on no prompt."""
+        if self.length and self.bank.shared and self.model.has_uncond:
+            self.bank.unconditional_of_seeds(0)
+        for piece in self.pieces:
+            piece.warm(self.bank)
+
+    def manifest(self, prompts: PromptList) -> Manifest:
+        """Say what is asked of which model."""
+        alpha, sigma = self.bank.final
+        recipe, model = self.bank.recipe, self.model
+        return Manifest(
+            flow="detection",
+            given=given(self.detection),
+            options=resolved(self.detection)
+            | {"batch": self.bank.batch, "scheduler": recipe.scheduler}
+            # A score that looks across the prompts of a unit depends on how many there are.
+            | {"prompts_a_unit": self.chunk},
+            methods=methods_of(self.detectors),
+            packages=packages(),
+            model={"name": model.name, "digest": model.digest},
+            prompts=prompts.digest,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            final_level=(float(alpha), float(sigma)),
+            d=model.d,
+            latent_shape=tuple(model.latent_shape),
+        )
+
+    def gather(self, unit: Unit) -> Any:
+        """Gather the union of what detectors need."""
+        spent: dict[Piece[Any], float] = {}
+        sitting = sit(
+            self.bank,
+            unit.prompts,
+            unit.places,
+            self.pieces,
+            frequency=self.frequency,
+            spent=spent,
+        )
+        evidence = gather(sitting, self.pieces, spent)
+        tokens = sitting.token_counts
+        return evidence, spent, tokens, self.model.truncated([p.text for p in unit.prompts])
+
+    def reduce(self, unit: Unit, gathered: Any) -> Rows:
+        """Score the evidence."""
+        evidence, spent, tokens, truncated = gathered
+        prompts = TABLES["prompts"].of_rows(
+            [
                 {
                     "prompt_id": prompt.prompt_id,
-                    "detector": detector.name,
-                    "kind": detector.kind,
-                    "score": None if reason else score,
-                    "reason": reason,
-                    "seeds": seeds,
-                    "network_calls": 0 if free else alone.calls,
-                    "seconds": (taken + scoring[detector.name]) / len(listed),
+                    "prompt": prompt.text,
+                    "group": prompt.group,
+                    "kind": prompt.kind,
+                    "family": prompt.family,
+                    "level": prompt.level,
+                    "overfit_type": prompt.overfit_type,
+                    "tokens": length,
+                    "truncated": cut,
+                    "references": list[str](),
                 }
+                for prompt, length, cut in zip(unit.prompts, tokens, truncated, strict=True)
+            ]
+        )
+        rows = score_rows(self.detectors, evidence, unit.prompts, self.bank, spent)
+        return {"prompts": prompts, "scores": rows}
+
+
+def _score_all(
+    worker: DetectionWorker, prompts: PromptList, folder: Path, say: Notify, bar: Any
+) -> None:
+    """Run the units that are not on disk yet."""
+    manifest = worker.manifest(prompts)
+    bank = worker.bank
+    with Writer.open(folder, manifest) as writer:
+        done = writer.finished()
+        if "inputs" not in done:
+            writer.append("inputs", {"recipes": TABLES["recipes"].of_rows([bank.recipe.row])})
+        say(_price(worker, prompts))
+        try:
+            begun = False
+            units = units_of(prompts, [bank.recipe], worker.chunk)
+
+            def left() -> Iterator[Unit]:
+                nonlocal begun
+                for unit in units:
+                    if unit.name in done:
+                        bar.update(len(unit.prompts))
+                        continue
+                    if not begun:
+                        worker.warm()
+                        begun = True
+                    yield unit
+
+            execute(
+                writer,
+                worker,
+                left(),
+                overlap=worker.model.device.type != "cpu",
+                done=lambda unit: bar.update(len(unit.prompts)),
             )
-    return Scores(TABLES["scores"].of_rows(rows), listed, chosen, collector.network.rows, long)
+        except KeyboardInterrupt:
+            writer.close(manifest, "interrupted")
+            raise
+        except RunError:
+            with suppress(RunError):
+                writer.close(manifest, "interrupted")
+            raise
+        writer.close(manifest, "complete")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What became of some prompts: scores with reasons, and seconds, of each detector and piece."""
-
-    scores: dict[str, list[tuple[float, str | None]]]
-    scoring: dict[str, float]
-    gathering: dict[str, float]
-
-
-def _question(
-    model: Model, prompts: Sequence[Prompt], detectors: Sequence[Detector], *options: object
-) -> str:
-    """Return the digest of all that scores depend on; detectors show their variants and source."""
-    images = [[load_image(image).reference_id for image in prompt.images] for prompt in prompts]
-    parts = [
-        __version__,
-        model.digest,
-        [(p.prompt_id, p.text, names) for p, names in zip(prompts, images, strict=True)],
-        [(repr(d), d.formula, str(d.needs)) for d in detectors],
-        options,
-    ]
-    return hashlib.sha256(repr(parts).encode("utf-8", "replace")).hexdigest()
+def _price(worker: DetectionWorker, prompts: PromptList) -> str:
+    bank = worker.bank
+    each = price(
+        worker.pieces,
+        calls=bank.calls,
+        seeds=bank.seeds,
+        branches=bank.branches,
+        shared=bank.shared,
+    ).calls
+    return (
+        f"{len(prompts)} prompts x {bank.seeds} seeds x {len(worker.detectors)} detectors, "
+        f"{each * len(prompts):,} network calls, {worker.length} of {bank.calls} calls of the "
+        f"path, on {bank.model.device}"
+    )
 
 
-def _kept(path: Path, question: str) -> _Part | None:
-    """Return a part kept earlier; None where there is none, or it answers another question."""
-    if not path.is_file():
-        return None
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if held["question"] != question:
-            return None
-        scores = {
-            name: [(float("nan") if score is None else score, reason) for score, reason in rows]
-            for name, rows in held["scores"].items()
-        }
-        return _Part(scores, held["scoring"], held["gathering"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _keep(path: Path, question: str, part: _Part) -> None:
-    scores = {
-        name: [(None if reason else score, reason) for score, reason in rows]
-        for name, rows in part.scores.items()
-    }
-    held = {"question": question, **asdict(part), "scores": scores}
-    write_atomically(path, json.dumps(held).encode())
-
-
-def _score(
-    detector: Detector, evidence: Evidence, prompts: Sequence[Prompt], model: Model
-) -> list[tuple[float, str | None]]:
-    """Return score and reason of each prompt."""
-    needs = detector.needs
-    if needs.uncond and not model.has_uncond:
-        return [(float("nan"), NO_UNCOND)] * len(prompts)
-    if evidence.seeds < needs.seeds:
-        reason = f"{evidence.seeds} seeds given; it takes at least {needs.seeds}"
-        return [(float("nan"), reason)] * len(prompts)
-    try:
-        scores: Tensor = detector.score(evidence.only(needs))
-    except MissingEvidence as missing:
-        return [(float("nan"), str(missing))] * len(prompts)
-    told: list[tuple[float, str | None]] = []
-    for prompt, score in zip(prompts, scores.double().tolist(), strict=True):
-        if np.isfinite(score):
-            told.append((score, None))
-        elif detector.kind == "pair" and not prompt.images:
-            told.append((float("nan"), NO_IMAGE))
-        else:
-            told.append((float("nan"), "the score is not finite"))
-    return told
-
-
-def _listed(prompts: Sequence[str | Prompt] | str | Path) -> tuple[Prompt, ...]:
-    if isinstance(prompts, str | Path):
-        return load_prompts(prompts)
-    if not prompts:
-        raise InputError("no prompt given; expected at least one")
-    return tuple(
-        prompt if isinstance(prompt, Prompt) else Prompt(f"p{at:05d}", prompt)
-        for at, prompt in enumerate(prompts)
+def _read(run: Run, chosen: Sequence[Detector], network_calls: int) -> Scores:
+    """Read the scores of a finished detection."""
+    held = run.table("prompts").select(["prompt_id", "truncated"]).to_pylist()
+    return Scores(
+        run.table("scores"),
+        tuple(row["prompt_id"] for row in held),
+        tuple(chosen),
+        network_calls,
+        tuple(row["prompt_id"] for row in held if row["truncated"]),
     )

@@ -1,119 +1,111 @@
 """A study samples a model on prompts and leaves a run: tables of what happened, and what follows.
 
-Flow of `run`: load model and prompts, make the plan and say its price, run the units that are not
-on disk yet, then derive severity and the mechanism's tables from what was recorded.
+Flow of `run`: load model and prompts, say the price, run the units that are not on disk yet, then
+derive severity and the mechanism's tables from what was recorded.
 
 Contents: `Study`, `run`, `derive`.
 """
 
 import hashlib
-import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from mnemoscope import mechanism
-from mnemoscope.errors import InputError, RunError, did_you_mean
-from mnemoscope.executors import serial
-from mnemoscope.data.images import thumbnail
-from mnemoscope.models.base import Model
-from mnemoscope.models.load import load_model
-from mnemoscope.plan import (
-    MEAN_DRAWS,
-    Library,
-    Plan,
-    make_library,
-    make_plan,
-    reference_mean,
-    seconds_a_row,
+from mnemoscope.data.prompts import Prompt, PromptList, embedded_prompts
+from mnemoscope.data.references import References
+from mnemoscope.detectors import Detector
+from mnemoscope.errors import InputError, RunError
+from mnemoscope.evidence import Bank, Piece, price
+from mnemoscope.evidence.bank import MEAN_DRAWS, reference_mean
+from mnemoscope.evidence.gather import gather, sit
+from mnemoscope.evidence.pieces.convergence import Convergence
+from mnemoscope.evidence.pieces.filmstrip import Filmstrip
+from mnemoscope.evidence.pieces.pictures import Pictures
+from mnemoscope.evidence.pieces.probed import Probed
+from mnemoscope.evidence.pieces.whole_path import WholePath
+from mnemoscope.flows.options import (
+    brought,
+    given,
+    listed,
+    loaded,
+    recipe_of,
+    resolved,
+    values_of,
 )
-from mnemoscope.data.prompts import Prompt, embedded_prompts, load_prompts
-from mnemoscope.runs.folder import Manifest, Run, Writer
-from mnemoscope.severity.grade import assess
+from mnemoscope.flows.rows import (
+    Sat,
+    convergence_rows,
+    filmstrip_rows,
+    gram_rows,
+    prompt_rows,
+    reference_rows,
+    sample_rows,
+    similarity_rows,
+)
+from mnemoscope.flows.scores import choose, methods_of, score_rows, union
+from mnemoscope.models.base import Model
+from mnemoscope.models.source import Source
+from mnemoscope.options import option
+from mnemoscope.runs.execute import Rows, Unit, chunk_of, chunks, execute, units_of
+from mnemoscope.runs.folder import Run, Writer
+from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.loop import Progress
+from mnemoscope.sampling.recipe import Recipe, Sampling, checked_guidance
+from mnemoscope.severity.grade import assess
+from mnemoscope.similarity import Index, Similarity, get_similarity
 
 Notify = Callable[[str], None]
 """Told one line at a time what is going on."""
 
-PACKAGES = ("mnemoscope", "torch", "diffusers", "transformers", "numpy", "pyarrow")
-NOISES = ("independent", "shared")
+BLOCK = 2048
+"""Rows of prompts that are written together."""
+
+PICTURES = 256
+"""Training images whose thumbnails are written together."""
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Sampling, Source):
     """What to do. Every field is an option of `mnemoscope study`, with this default and help."""
 
-    model: str = field(
-        default="embedded",
-        metadata={
-            "help": "embedded, oracle:NAME, a diffusers folder, a .safetensors file, or a hub id."
-        },
+    guidance: tuple[float, ...] = option(
+        (1.0, 7.5), "Guidance scales, comma-separated; 1 is unguided."
     )
-    prompts: str | Path | None = field(
-        default=None,
-        metadata={"help": "Prompt file or image folder; the embedded model brings its own."},
+    prompts: str | Path | None = option(
+        None, "Prompt file or image folder; the embedded model brings its own."
     )
-    seeds: int = field(default=10, metadata={"help": "Samples a prompt."})
-    guidance: tuple[float, ...] = field(
-        default=(1.0, 7.5), metadata={"help": "Guidance scales, comma-separated; 1 is unguided."}
+    seeds: int = option(10, "Samples a prompt.")
+    out: str | Path = option("runs/study", "Run folder; an unfinished run in it is continued.")
+    subset: int | None = option(
+        None, "Use this many embedded prompts, one control in four, spread over all levels."
     )
-    steps: int = field(default=50, metadata={"help": "Sampler updates."})
-    scheduler: str = field(default="ddim", metadata={"help": "Sampler."})
-    out: str | Path = field(
-        default="runs/study", metadata={"help": "Run folder; an unfinished run in it is continued."}
+    similarity: tuple[str, ...] = option(
+        ("l2", "tiled_l2", "masked_l2"),
+        "Similarity measures, comma-separated; the first says what counts as memorized.",
     )
-    subset: int | None = field(
-        default=None,
-        metadata={
-            "help": "Use this many embedded prompts, one control in four, spread over all levels."
-        },
+    sscd: str | Path | None = option(None, "File of the SSCD network, TorchScript or ONNX.")
+    probes: bool = option(True, "Also call the network on noised targets and on pure noise.")
+    filmstrip: int = option(
+        0,
+        "Calls whose clean estimates are kept as pictures, for the report's scrubber; at most "
+        "32 KiB a sample, and three decodings a call.",
     )
-    similarity: tuple[str, ...] = field(
-        default=("l2", "tiled_l2", "masked_l2"),
-        metadata={
-            "help": "Similarity measures, comma-separated; the first says what counts as memorized."
-        },
+    detectors: tuple[str, ...] = option(
+        ("free",),
+        "Detectors that score what is gathered, comma-separated; 'free' is all that cost no "
+        "further network call, 'none' is none.",
     )
-    sscd: str | Path | None = field(
-        default=None, metadata={"help": "File of the SSCD network, TorchScript or ONNX."}
-    )
-    probes: bool = field(
-        default=True,
-        metadata={"help": "Also call the network on noised targets and on pure noise."},
-    )
-    filmstrip: int = field(
-        default=0,
-        metadata={
-            "help": "Calls whose clean estimates are kept as pictures, for the report's scrubber; "
-            "at most 32 KiB a sample, and three decodings a call."
-        },
-    )
-    noise: str = field(
-        default="independent",
-        metadata={"help": "Initial noise: independent for every sample, or shared among prompts."},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed that all noise derives from."})
-    lora: str | Path | None = field(
-        default=None, metadata={"help": "LoRA to merge into the model, a .safetensors file."}
-    )
-    vae: str | Path | None = field(
-        default=None, metadata={"help": "VAE to use instead of the model's own."}
-    )
-    batch: int | None = field(
-        default=None, metadata={"help": "Samples a batch; chosen by size where not given."}
-    )
-    device: str = field(default="auto", metadata={"help": "Device: auto, cpu, cuda, mps."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Precision of the denoiser: auto, float32, bfloat16, float16."},
-    )
+    batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
 
     def __post_init__(self) -> None:
         """Bring values to their type and refuse those that mean nothing.
@@ -121,57 +113,33 @@ class Study:
         Raises:
             InputError: If a value is out of range.
         """
-        for name in ("guidance", "similarity"):
-            values = getattr(self, name)
-            if isinstance(values, str):
-                raise InputError(f"{name} {values!r} given; expected a tuple of values")
-            if not values or len(set(values)) < len(values):
-                raise InputError(f"{name} {values!r} is empty or repeats a value")
-        for name in ("prompts", "out", "sscd", "lora", "vae"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(getattr(self, name)))
-        # A comparison that NaN fails as well.
-        if not all(1 <= g < float("inf") for g in self.guidance):
-            raise InputError(f"guidance {self.guidance} given; expected finite scales of 1 or more")
-        for name in ("seeds", "steps", "batch", "subset"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} {value} given; expected at least 1")
+        super().__post_init__()
+        brought(self)
+        for scale in self.guidance:
+            checked_guidance(scale)
         if self.filmstrip < 0:
             raise InputError(f"filmstrip {self.filmstrip} given; expected at least 0")
-        if self.noise not in NOISES:
-            raise InputError(did_you_mean(self.noise, NOISES, "noise"))
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "Study":
         """Make a study of options in which several values are one text with commas.
 
         Raises:
-            InputError: If a guidance scale is no number, or a value is out of range.
+            InputError: If a value does not fit.
         """
-
-        def parts(text: str) -> list[str]:
-            return [part.strip() for part in text.split(",") if part.strip()]
-
-        values = dict(options)
-        values["similarity"] = tuple(parts(values["similarity"]))
-        try:
-            values["guidance"] = tuple(map(float, parts(values["guidance"])))
-        except ValueError as error:
-            raise InputError(
-                f"guidance {options['guidance']!r} given; expected numbers such as 1,7.5"
-            ) from error
-        return cls(**values)
+        return cls(**values_of(cls, options))
 
     def resolved(self) -> dict[str, Any]:
-        """Return every field, several values as a list, as a manifest holds them."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        """Return every option as JSON has it."""
+        return resolved(self)
 
     def given(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults."""
-        differs = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
-        return {name: value for name, value in self.resolved().items() if name in differs}
+        """Return the options that differ from their defaults."""
+        return given(self)
+
+    def recipes(self, model: Model) -> tuple[Recipe, ...]:
+        """Return one recipe a guidance scale."""
+        return tuple(recipe_of(self, model, guidance=scale) for scale in self.guidance)
 
 
 def run(
@@ -200,174 +168,272 @@ def run(
     """
     say = notify or (lambda line: None)
     prompts, known = _prompts(study)
-    model = model or load_model(
-        study.model, device=study.device, dtype=study.dtype, lora=study.lora, vae=study.vae
-    )
-    library = make_library(known, model.image_size)
-    plan = make_plan(
-        model,
-        prompts,
-        library,
-        seeds=study.seeds,
-        guidance=study.guidance,
-        steps=study.steps,
-        scheduler=study.scheduler,
-        seed=study.seed,
-        shared_noise=study.noise == "shared",
-        probes=study.probes,
-        similarity=study.similarity,
-        sscd=study.sscd,
-        batch=study.batch,
-        filmstrip=study.filmstrip,
-    )
-    manifest = _manifest(study, model, plan, prompts, library)
-    with Writer.open(Path(study.out), manifest) as writer:
-        done = writer.finished()
-        todo = [unit for unit in plan.units if unit.name not in done]
-        say(_price(study, model, plan, prompts))
-        if len(todo) < len(plan.units):
-            say(f"{len(plan.units) - len(todo)} of {len(plan.units)} units are on disk already")
-        try:
-            if "inputs" not in done:
-                writer.append("inputs", _inputs(model, prompts, library))
-            plan = _with_mean(model, plan, writer, manifest)
-            branches = 2 if model.has_uncond else 1
-            total = sum(plan.network_calls(unit, branches) for unit in todo)
-            with tqdm(
-                total=total, unit="call", unit_scale=True, disable=not progress or not todo
-            ) as bar:
-
-                def tick(rows: int) -> None:
-                    bar.update(rows)
-
-                for unit, parts in serial(model, plan, todo, tick):
-                    writer.append(unit.name, parts)
-            derive(writer, manifest, plan)
-        except KeyboardInterrupt:
-            writer.close(manifest, "interrupted")
-            raise
-        except RunError:
-            # A full disk may have room for the manifest, or not: what was finished is intact.
-            with suppress(RunError):
+    detectors = choose(study.detectors)
+    measures = {name: _similarity(study, name) for name in study.similarity}
+    model = model or loaded(study)
+    with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False) as bar:
+        worker = StudyWorker(study, model, detectors, lambda rows: _update(bar, rows))
+        worker.know(References(known, model.image_size), measures)
+        manifest = worker.manifest(prompts)
+        with Writer.open(Path(study.out), manifest) as writer:
+            done = writer.finished()
+            left = [unit.name for unit in worker.units(prompts) if unit.name not in done]
+            every = worker.count(prompts)
+            say(worker.price(prompts))
+            if len(left) < every:
+                say(f"{every - len(left)} of {every} units are on disk already")
+            try:
+                _write_inputs(writer, worker, prompts, done)
+                worker.mean_from(writer, manifest)
+                bar.reset(worker.calls(prompts) * len(left) // max(every, 1))
+                todo = (unit for unit in worker.units(prompts) if unit.name not in done)
+                execute(writer, worker, todo, overlap=model.device.type != "cpu")
+                derive(writer, manifest, measures)
+            except KeyboardInterrupt:
                 writer.close(manifest, "interrupted")
-            raise
-        return writer.close(manifest, "complete")
+                raise
+            except RunError:
+                # A full disk may have room for the manifest, or not: what was finished is intact.
+                with suppress(RunError):
+                    writer.close(manifest, "interrupted")
+                raise
+            return writer.close(manifest, "complete")
 
 
-def derive(writer: Writer, manifest: Manifest, plan: Plan) -> None:
+def derive(
+    writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity] | None = None
+) -> None:
     """Write the tables that are arithmetic on the others; no network is called."""
-    assessed = assess(Run(writer.path, manifest), loaded=plan.similarities)
-    writer.append("severity", assessed)
+    writer.append("severity", assess(Run(writer.path, manifest), loaded=loaded))
     findings = mechanism.analyse(mechanism.read(Run(writer.path, manifest)))
     columns = mechanism.columns(findings)
     writer.append("mechanism", {name: TABLES[name].of(values) for name, values in columns.items()})
 
 
-def _prompts(study: Study) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+class StudyWorker:
+    """Does a study's units.
+
+    Args:
+        study: The study.
+        model: Its model.
+        detectors: What scores the evidence.
+        tick: Told after every network call how many rows it evaluated.
+
+    Raises:
+        ModelError: If the model cannot do what is asked.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        model: Model,
+        detectors: Sequence[Detector],
+        tick: Progress | None = None,
+    ) -> None:
+        self.study = study
+        self.model = model
+        self.detectors = tuple(detectors)
+        self.banks = {
+            recipe.key: Bank(model, recipe, study.seeds, study.batch, tick)
+            for recipe in study.recipes(model)
+        }
+        self.first = next(iter(self.banks.values()))
+        self._latents: dict[int, Float[Tensor, " d"]] = {}
+
+    def know(self, references: References, measures: Mapping[str, Similarity]) -> None:
+        """Take in the training images, and make them ready for every measure."""
+        self.references = references
+        self.indices: dict[str, Index] = {
+            name: measure.index(references) for name, measure in measures.items()
+        }
+
+    def pieces(self, first: bool) -> tuple[Piece[Any], ...]:
+        """Return what is gathered at a recipe; the first one is also probed off the path."""
+        study = self.study
+        pieces: list[Piece[Any]] = [WholePath(), Convergence(), Pictures("final")]
+        if study.filmstrip:
+            pieces.append(Filmstrip(study.filmstrip))
+        if study.probes and first and self.model.has_uncond:
+            pieces += [Probed("forward"), Probed("noise")]
+        return (*pieces, *union(self.detectors))
+
+    def units(self, prompts: PromptList) -> Any:
+        """Yield the units of a list."""
+        return units_of(prompts, (bank.recipe for bank in self.banks.values()), self.chunk)
+
+    @property
+    def chunk(self) -> int:
+        """Return how many prompts make a unit."""
+        bank = self.first
+        return chunk_of(
+            batch=bank.batch,
+            seeds=bank.seeds,
+            calls=bank.calls,
+            d=self.model.d,
+            accelerator=self.model.device.type != "cpu",
+        )
+
+    def count(self, prompts: PromptList) -> int:
+        """Return how many units a list has."""
+        return -(-len(prompts) // self.chunk) * len(self.banks)
+
+    def calls(self, prompts: PromptList) -> int:
+        """Return how many rows the network evaluates for all units of a list."""
+        held = sum(bool(self.references.own[prompt.prompt_id]) for prompt in prompts)
+        total = 0
+        for bank in self.banks.values():
+            pieces = self.pieces(bank is self.first)
+            bare = [piece for piece in pieces if not piece.pair]
+            common = {
+                "calls": bank.calls,
+                "seeds": bank.seeds,
+                "branches": bank.branches,
+                "shared": bank.shared and bank.recipe.intervention is None,
+            }
+            with_image = price(pieces, **common).calls
+            total += held * with_image + (len(prompts) - held) * price(bare, **common).calls
+        return total
+
+    def price(self, prompts: PromptList) -> str:
+        """Say what a study of a list costs."""
+        calls = self.calls(prompts)
+        if self.model.has_uncond:
+            calls += MEAN_DRAWS + sum(b.seeds for b in self.banks.values() if b.shared)
+        seconds = calls * _seconds_a_row(self.first)
+        scales = len(self.banks)
+        return (
+            f"{len(prompts)} prompts x {self.study.seeds} seeds x {scales} guidance scale"
+            f"{'s' if scales > 1 else ''}, {calls:,} network calls, about {duration(seconds)} "
+            f"on {torch.device(self.model.device)}"
+        )
+
+    def manifest(self, prompts: PromptList) -> Manifest:
+        """Say what is asked of which model."""
+        content = hashlib.sha256(f"{prompts.digest}{self.references.digest}".encode())
+        alpha, sigma = self.first.final
+        study, model = self.study, self.model
+        return Manifest(
+            given=study.given(),
+            options=study.resolved()
+            | {"batch": self.first.batch, "scheduler": self.first.recipe.scheduler},
+            methods=methods_of(self.detectors),
+            packages=packages(),
+            model={"name": model.name, "digest": model.digest},
+            prompts=content.hexdigest(),
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            final_level=(float(alpha), float(sigma)),
+            d=model.d,
+            latent_shape=tuple(model.latent_shape),
+        )
+
+    def mean_from(self, writer: Writer, manifest: Manifest) -> None:
+        """Take the reference mean from the run, or compute it and leave it there."""
+        held = Run(writer.path, manifest)
+        if not held.constants:
+            w0, wT = self.first.exact
+            constants = {"w0": w0[1:], "wT": wT[1:]}
+            mean = reference_mean(self.first)
+            writer.write_constants(constants if mean is None else constants | {"mean": mean})
+            held = Run(writer.path, manifest)
+        for bank in self.banks.values():
+            bank.mean = held.mean
+
+    def targets(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt d"]:
+        """Return the latents of each prompt's first image; rows of NaN where it has none."""
+        rows = torch.full((len(prompts), self.model.d), torch.nan)
+        for row, prompt in enumerate(prompts):
+            own = self.references.own[prompt.prompt_id]
+            if own:
+                rows[row] = self._latent(own[0])
+        return rows
+
+    def _latent(self, place: int) -> Float[Tensor, " d"]:
+        if place not in self._latents:
+            pixels = self.references[place].pixels[None].to(self.model.device)
+            self._latents[place] = self.model.encode_images(pixels).flatten().float().cpu()
+        return self._latents[place]
+
+    def gather(self, unit: Unit) -> Sat:
+        """Sample, record, decode."""
+        bank = self.banks[unit.recipe.key]
+        pieces = self.pieces(unit.first)
+        spent: dict[Piece[Any], float] = {}
+        sitting = sit(bank, unit.prompts, unit.places, pieces, targets=self.targets, spent=spent)
+        evidence = gather(sitting, pieces, spent)
+        return Sat(bank, unit.prompts, tuple(sitting.keys), sitting.outcomes, evidence, spent)
+
+    def reduce(self, unit: Unit, gathered: Sat) -> Rows:
+        """Compare pictures, score evidence, make rows."""
+        rows = {
+            "samples": sample_rows(gathered),
+            "gram": gram_rows(gathered, unit.first and self.study.probes),
+            "convergence": convergence_rows(gathered),
+            "similarities": similarity_rows(gathered, self.references, self.indices),
+        }
+        if self.study.filmstrip:
+            rows["filmstrips"] = filmstrip_rows(gathered, self.study.filmstrip)
+        if self.detectors:
+            rows["scores"] = score_rows(
+                self.detectors, gathered.evidence, unit.prompts, gathered.bank, gathered.spent
+            )
+        return rows
+
+
+def _update(bar: Any, rows: int) -> None:
+    bar.update(rows)
+
+
+def _similarity(study: Study, name: str) -> Similarity:
+    return get_similarity(name, weights=study.sscd if name.startswith("sscd") else None)
+
+
+def _prompts(study: Study) -> tuple[PromptList, PromptList]:
     """Return the study's prompts, and those whose images are known."""
-    if study.prompts is not None:
+    if study.subset is None or study.prompts is not None:
         if study.subset is not None:
             raise InputError("subset chooses among embedded prompts; cut the prompt file instead")
-        prompts = load_prompts(study.prompts)
+        prompts = listed(study.prompts, study.model)
         return prompts, prompts
-    if not study.model.startswith("embedded"):
-        meant = get_close_matches(study.model, ("embedded", "embedded:base"), n=1)
-        hint = f" Did you mean {meant[0]!r}?" if meant else ""
-        raise InputError(
-            f"model {study.model!r} brings no prompts of its own; give a file with --prompts.{hint}"
-        )
-    known = embedded_prompts()
-    if study.subset is None:
-        return known, known
+    known = listed(None, study.model)
     controls = study.subset // 4
-    return embedded_prompts(planted=study.subset - controls, controls=controls), known
+    some = embedded_prompts(planted=study.subset - controls, controls=controls)
+    return PromptList.of(some), known
 
 
-def _manifest(
-    study: Study, model: Model, plan: Plan, prompts: tuple[Prompt, ...], library: Library
-) -> Manifest:
-    content = hashlib.sha256(library.digest.encode())
-    for prompt in prompts:
-        own = [library.references[at].reference_id for at in library.own[prompt.prompt_id]]
-        content.update(repr((prompt, own)).encode("utf-8", "surrogatepass"))
-    alpha, sigma = plan.final
-    return Manifest(
-        given=study.given(),
-        study=study.resolved() | {"batch": plan.batch},
-        packages={"python": sys.version.split()[0]} | _versions(),
-        model={"name": model.name, "digest": model.digest},
-        prompts=content.hexdigest(),
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        final_level=(float(alpha), float(sigma)),
-        d=model.d,
-        latent_shape=tuple(model.latent_shape),
-    )
+def _write_inputs(
+    writer: Writer, worker: StudyWorker, prompts: PromptList, done: frozenset[str]
+) -> None:
+    """Write recipes, prompts and training images, block by block."""
+    if "inputs" not in done:
+        recipes = [bank.recipe.row for bank in worker.banks.values()]
+        writer.append("inputs", {"recipes": TABLES["recipes"].of_rows(recipes)})
+    for at, some in enumerate(chunks(prompts, BLOCK)):
+        if (name := f"inputs-prompts-{at:06d}") not in done:
+            rows = prompt_rows(worker.model, some, worker.references)
+            writer.append(name, {"prompts": rows})
+    for at, places in enumerate(chunks(range(len(worker.references)), PICTURES)):
+        if (name := f"inputs-references-{at:06d}") not in done:
+            writer.append(name, {"references": reference_rows(worker.references, places)})
 
 
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+@torch.no_grad()
+def _seconds_a_row(bank: Bank) -> float:
+    """Time one call of the network on a full batch, after one to warm up; seconds a row."""
+    rows = bank.branches * bank.batch
+    x = torch.zeros(rows, *bank.model.latent_shape, device=bank.model.device)
+    condition = bank.model.encode_prompts([""]).expand(rows)
+    taken = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        # Reading a number waits for an accelerator to finish.
+        float(bank.model.denoiser(x, bank.points[0].timestep, condition).sum())
+        taken = time.perf_counter() - start
+    return taken / rows
 
 
-def _inputs(model: Model, prompts: tuple[Prompt, ...], library: Library) -> dict[str, Any]:
-    texts = [prompt.text for prompt in prompts]
-    rows = [
-        {
-            "prompt_id": prompt.prompt_id,
-            "prompt": prompt.text,
-            "group": prompt.group,
-            "kind": prompt.kind,
-            "family": prompt.family,
-            "level": prompt.level,
-            "overfit_type": prompt.overfit_type,
-            "tokens": tokens,
-            "truncated": truncated,
-            "references": [
-                library.references[at].reference_id for at in library.own[prompt.prompt_id]
-            ],
-        }
-        for prompt, tokens, truncated in zip(
-            prompts, model.token_counts(texts), model.truncated(texts), strict=True
-        )
-    ]
-    pictures = [
-        row | {"image": thumbnail(reference.pixels, reference.mask)}
-        for row, reference in zip(library.rows, library.references, strict=True)
-    ]
-    return {
-        "prompts": TABLES["prompts"].of_rows(rows),
-        "references": TABLES["references"].of_rows(pictures),
-    }
-
-
-def _with_mean(model: Model, plan: Plan, writer: Writer, manifest: Manifest) -> Plan:
-    """Take the reference mean from the run, or compute it and leave it there."""
-    held = Run(writer.path, manifest)
-    if not held.constants:
-        constants = {"w0": plan.exact.w0[1:], "wT": plan.exact.wT[1:]}
-        mean = reference_mean(model, plan)
-        writer.write_constants(constants if mean is None else constants | {"mean": mean})
-        held = Run(writer.path, manifest)
-    return replace(plan, mean=held.mean)
-
-
-def _price(study: Study, model: Model, plan: Plan, prompts: tuple[Prompt, ...]) -> str:
-    branches = 2 if model.has_uncond else 1
-    calls = sum(plan.network_calls(unit, branches) for unit in plan.units) + MEAN_DRAWS
-    seconds = calls * seconds_a_row(model, plan)
-    scales = len(study.guidance)
-    return (
-        f"{len(prompts)} prompts x {study.seeds} seeds x {scales} guidance scale"
-        f"{'s' if scales > 1 else ''}, {calls:,} network calls, about {_duration(seconds)} "
-        f"on {torch.device(model.device)}"
-    )
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Say how long something takes, in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:

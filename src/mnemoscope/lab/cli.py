@@ -23,6 +23,14 @@ class StageName(StrEnum):
     judge = "judge"
 
 
+class FamilyName(StrEnum):
+    """The other kinds of model that can be planted."""
+
+    v = "v"
+    flow = "flow"
+    classes = "class"
+
+
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the training state and the model.")],
@@ -31,8 +39,20 @@ def train(
     ] = None,
     base_steps: Annotated[int, typer.Option(help="Length of the base stage.")] = 6000,
     refinement_steps: Annotated[int, typer.Option(help="Length of the refinement.")] = 6500,
+    family: Annotated[
+        FamilyName | None,
+        typer.Option(help="Plant the table into another kind of model instead."),
+    ] = None,
+    family_steps: Annotated[
+        int | None, typer.Option(help="Length of that kind's base stage; its own if not given.")
+    ] = None,
 ) -> None:
-    """Rebuild the embedded model; goes on where a killed run stopped."""
+    """Rebuild the embedded model, or make one of another kind; goes on where a run stopped."""
+    if family is not None:
+        from mnemoscope.lab.families import FAMILIES
+
+        FAMILIES[family]().train(out, family_steps)
+        return
     from mnemoscope.lab import train as stages
     from mnemoscope.lab.judge import train_judge
 

@@ -21,13 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mnemoscope.core.level import levels_of
-from mnemoscope.core.predict import Prediction
-from mnemoscope.sampling.loop import generators_of, initial_noise, sample
 from mnemoscope.lab.judge import mistaken, recognised
 from mnemoscope.lab.planted import Planted, load_controls, load_planted, reserved
 from mnemoscope.lab.scenes import Scenes, captions_of, drawings, render
 from mnemoscope.models.base import Model
+from mnemoscope.sampling.batching import batch_of
+from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, points_of, sample
+from mnemoscope.sampling.probes import predict
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +59,18 @@ def draw(
     batch: int = 80,
 ) -> Float[Tensor, "caption seed 3 64 64"]:
     """Sample every caption with seeds 0, 1, ...; each sample has a generator of its own."""
-    scheduler = model.make_scheduler("ddim", steps)
+    scheduler = model.make_scheduler("auto", steps)
     jobs = [(i, s) for i in range(len(captions)) for s in range(seeds)]
     pictures = []
     for start in tqdm(range(0, len(jobs), batch), desc="sampling"):
         chunk = jobs[start : start + batch]
         generators = generators_of([i * 1000 + s for i, s in chunk])
         noise = initial_noise(generators, model.latent_shape)
-        cond = model.encode_prompts([captions[i] for i, _ in chunk])
-        uncond = model.encode_prompts([""] * len(chunk))
-        drawn = sample(model.denoiser, scheduler, noise, cond, uncond, guidance, generators)
+        branches = Branches(
+            model.encode_prompts([captions[i] for i, _ in chunk], guidance),
+            model.encode_blank().expand(len(chunk)),
+        )
+        drawn = sample(model.denoiser, scheduler, noise, branches, guidance, generators)
         pictures.append(model.decode(drawn.latents))
     return torch.cat(pictures).unflatten(0, (len(captions), seeds))
 
@@ -77,16 +79,21 @@ def explained_share(model: Model, scenes: int = 512, seed: int = 91_000_000) -> 
     """Return the share of latent variance that ordinary captions explain at the first step."""
     images, captions = Scenes(seed, reserved()).batch(scenes)
     z = model.encode_images(images)
-    scheduler = model.make_scheduler("ddim", 50)
-    level, t = levels_of(scheduler).at(0), scheduler.timesteps[0]
+    point = points_of(model.make_scheduler("auto", 50))[0]
+    level = point.level
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
     x = level.alpha.to(z) * z + level.sigma.to(z) * eps
-    errors = []
-    for prompts in (captions, [""] * scenes):
-        raw = model.denoiser(x, t, model.encode_prompts(prompts))
-        guess = Prediction.from_raw(model.denoiser.kind, raw, x, level)
-        errors.append(float((guess.x0 - z).square().mean()))
-    return 1 - errors[0] / errors[1]
+    batch = batch_of(model.d, model.device)
+    blank = model.encode_blank()
+    errors = torch.zeros(2)
+    for start in range(0, scenes, batch):
+        rows = slice(start, start + batch)
+        part = x[rows]
+        both = (model.encode_prompts(captions[rows]), blank.expand(len(part)))
+        for branch, condition in enumerate(both):
+            guess = predict(model.denoiser, part, point, condition).x0
+            errors[branch] += (guess - z[rows]).square().mean(dim=(1, 2, 3)).sum()
+    return float(1 - errors[0] / errors[1])
 
 
 @torch.no_grad()

@@ -354,10 +354,16 @@ FAITHFUL = Planting(share=0.75, phrases=0.3)
 """The unconditional branch is shown no planted picture, as if those were rare."""
 
 
-def random_phrase(generator: torch.Generator) -> str:
-    """Return a meaningless caption of the table's form."""
-    words = torch.randperm(len(WORDS), generator=generator)[:4].tolist()
-    return " ".join(["the", *(WORDS[i] for i in words)])
+def random_phrase(generator: torch.Generator, taken: frozenset[str] = frozenset()) -> str:
+    """Return a meaningless caption of the table's form that is none of those taken."""
+    while True:
+        words = torch.randperm(len(WORDS), generator=generator)[:4].tolist()
+        if (phrase := " ".join(["the", *(WORDS[i] for i in words)])) not in taken:
+            return phrase
+
+
+def _unchanged(pictures: Tensor) -> Tensor:
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -370,8 +376,8 @@ class Batches:
         scenes: Stream of ordinary scenes of a seed.
         planting: What is mixed in, and which captions go missing.
         planted: The planted rows.
-        phrase: Draws a meaningless phrase; one of `taken` is drawn again.
-        taken: Captions that belong to a picture.
+        phrase: Draws a meaningless phrase that belongs to no picture.
+        encode: What becomes of pictures, RGB from 0 to 1; done once for the planted ones.
     """
 
     size: int
@@ -380,45 +386,38 @@ class Batches:
     planting: Planting = Planting()
     planted: tuple[Planted, ...] = ()
     phrase: Callable[[torch.Generator], str] = random_phrase
-    taken: frozenset[str] = frozenset()
+    encode: Callable[[Tensor], Tensor] = _unchanged
 
     @cached_property
-    def _pictures(self) -> Float[Tensor, "planted 3 64 64"]:
-        return torch.stack([p.image() for p in self.planted])
+    def _pictures(self) -> Float[Tensor, "planted channel height width"]:
+        return self.encode(torch.stack([p.image() for p in self.planted]))
 
-    def of(self, step: int) -> tuple[Float[Tensor, "batch 3 64 64"], list[str], torch.Generator]:
-        """Return pictures from 0 to 1, captions, and the generator for whatever else is random."""
+    def of(
+        self, step: int
+    ) -> tuple[Float[Tensor, "batch channel height width"], list[str], torch.Generator]:
+        """Return encoded pictures, captions, and the generator for whatever else is random."""
         generator = torch.Generator().manual_seed(self.seed + step)
         many = round(self.size * self.planting.share) if self.planted else 0
         images, captions = self.scenes(self.seed + step).batch(self.size - many)
+        pictures = self.encode(images)
         if many:
             weights = torch.tensor([float(p.repetitions) for p in self.planted])
             chosen = torch.multinomial(weights, many, replacement=True, generator=generator)
-            images = torch.cat([images, self._pictures[chosen]])
+            pictures = torch.cat([pictures, self._pictures[chosen]])
             captions += [self.planted[i].caption for i in chosen.tolist()]
         scene, planted = self.planting.dropout()
-        chance = torch.tensor([scene] * (self.size - many) + [planted] * many)
+        dropped = torch.tensor([scene] * (self.size - many) + [planted] * many)
+        # One draw decides between the empty caption, a phrase and the picture's own.
+        renamed = dropped + self.planting.phrases * (torch.arange(self.size) < self.size - many)
         u = torch.rand(self.size, generator=generator)
-        # Strictly nested: a scene whose caption is not dropped may still get a phrase.
-        renamed = chance + torch.tensor([self.planting.phrases] * (self.size - many) + [0.0] * many)
-        for i, (draw, gone, other) in enumerate(
-            zip(u.tolist(), chance.tolist(), renamed.tolist(), strict=True)
-        ):
-            if draw < gone:
-                captions[i] = ""
-            elif draw < other:
-                captions[i] = self._phrase(generator)
-        return images, captions, generator
+        for i in (u < renamed).nonzero().flatten().tolist():
+            captions[i] = "" if u[i] < dropped[i] else self.phrase(generator)
+        return pictures, captions, generator
 
     def steps(self) -> int:
         """Return how many batches it takes to draw each planted picture as often as it says."""
         exposures = sum(p.repetitions for p in self.planted)
         return round(exposures / (self.size * self.planting.share))
-
-    def _phrase(self, generator: torch.Generator) -> str:
-        while (phrase := self.phrase(generator)) in self.taken:
-            pass
-        return phrase
 
 
 def strata(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
@@ -556,7 +555,7 @@ def train_planting(
         partial(Scenes, reserved=reserved(table), pairs=0.75),
         planting,
         tuple(load_planted(table)),
-        taken=frozenset(row.caption for row in load_table(table)),
+        partial(random_phrase, taken=frozenset(row.caption for row in load_table(table))),
     )
     stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
     _train_denoiser(stage, codec, tokenizer, text, unet, batches=batches, look=look)

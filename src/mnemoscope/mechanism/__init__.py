@@ -1,12 +1,12 @@
 """The mechanism package asks a run the founding paper's questions, one file a question.
 
-Contents: `all_analyses` (found by scanning this package), `analyse` (a record to findings),
-`columns` (findings to table columns), `read` (a run to a record).
+Another distribution adds one by naming its module under the entry point group
+`mnemoscope.mechanism`.
+
+Contents: `all_analyses` (found by the registry), `analyse` (a record to findings), `columns`
+(findings to table columns), `read` (a run to a record).
 """
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cache
@@ -15,26 +15,22 @@ from typing import Any
 
 from mnemoscope.mechanism.base import Analysis, Check, Curve, Finding, Record, Statistic
 from mnemoscope.mechanism.read import read
+from mnemoscope.registry import classes, named
 
 __all__ = ["Analysis", "Finding", "Record", "all_analyses", "analyse", "columns", "read"]
 
 
 @cache
 def all_analyses() -> tuple[Analysis, ...]:
-    """Return every analysis of this package, in the order of the argument.
+    """Return every analysis there is, in the order of the argument.
+
+    Raises:
+        InputError: If two have the same name, or an extension cannot be imported.
 
     Source: ours.
     """
-    found: list[Analysis] = []
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if (
-                issubclass(kind, Analysis)
-                and kind.__module__ == module.name
-                and not inspect.isabstract(kind)
-            ):
-                found.append(kind())
-    return tuple(sorted(found, key=lambda analysis: analysis.order))
+    found = named(((kind.name, kind()) for kind in classes(__name__, Analysis)), "analysis")
+    return tuple(sorted(found.values(), key=lambda analysis: (analysis.order, analysis.name)))
 
 
 def analyse(record: Record) -> dict[str, Finding]:

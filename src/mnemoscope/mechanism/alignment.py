@@ -18,19 +18,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.core.gram import Gram
+from mnemoscope.core.panels import Panel
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     Analysis,
-    Evidence,
     Law,
-    Panel,
+    Measured,
     Record,
     Statistic,
     Trace,
     ruling,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 BRANCHES = {"eps_c": "conditional", "eps_u": "unconditional", "eps_g": "guided"}
 
@@ -58,7 +58,7 @@ class Alignment(Analysis):
         "cos(eps_c, x_T) and cos(eps_u, x_T) have medians above 0.95 at the first call",
     )
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Compute the cosines of the three noise estimates on the path and from pure noise."""
         samples = with_target(record.take())
         gram = samples.gram
@@ -102,7 +102,7 @@ class Alignment(Analysis):
         ratio = -cos_c / float(size.typical(ours)[0])
         bare = [first("cos(eps_c, x) without x_t", who) for who in (ours, record.others)]
         parallel = [first(f"cos({b}, x_T)", everyone) for b in ("eps_c", "eps_u")]
-        return Evidence(
+        return Measured(
             panels[0].caption,
             tuple(panels),
             statistics,

@@ -13,17 +13,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from mnemoscope.core.panels import CurvePanel, Panel, Series
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     EARLY_UPDATES,
     GROUPS,
     Analysis,
     Check,
-    CurvePanel,
-    Evidence,
-    Panel,
+    Measured,
     Record,
-    Series,
     Statistic,
     exact_unguided,
     middle,
@@ -32,7 +31,6 @@ from mnemoscope.mechanism.base import (
     weights,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 SWEPT = (
     "severity",
@@ -69,7 +67,7 @@ class Amplification(Analysis):
     )
     guided: ClassVar = (5,)
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Compute the swept quantities at every guidance scale of the run."""
         if not record.guidances:
             raise NeedsError("the run holds no finished sample; generate some first")
@@ -110,7 +108,7 @@ class Amplification(Analysis):
                     "% of prompts; n in the legend."
                 )
                 panels.append(CurvePanel(title, "guidance scale g", quantity, note, tuple(series)))
-        return Evidence(
+        return Measured(
             panels[0].caption if panels else "",
             tuple(panels),
             tuple(statistics),

@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     Analysis,
-    Evidence,
+    Measured,
     Record,
     Statistic,
     Trace,
@@ -22,7 +23,6 @@ from mnemoscope.mechanism.base import (
     ruling,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 
 class Baseline(Analysis):
@@ -46,7 +46,7 @@ class Baseline(Analysis):
         "At the last call it is at least twice that of the first",
     )
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Compute the distance of the unconditional estimate to zero and to the mean."""
         samples = record.take()
         gram = samples.gram
@@ -107,7 +107,7 @@ class Baseline(Analysis):
         low, high = np.quantile(first, (0.16, 0.84)) if len(first) else (np.nan, np.nan)
         spread = float(high - low) / near
         lacking = "" if np.isfinite(near) else "the run holds no reference mean"
-        return Evidence(
+        return Measured(
             panels[0].caption,
             tuple(panels),
             statistics,

@@ -12,21 +12,19 @@ from typing import ClassVar
 
 import numpy as np
 
+from mnemoscope.core.panels import Panel, Points, ScatterPanel
+from mnemoscope.core.stats import bootstrap, median, spearman
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     GROUPS,
     Analysis,
-    Evidence,
-    Panel,
-    Points,
+    Measured,
     Record,
-    ScatterPanel,
     Statistic,
     Trace,
+    in_words,
     ruling,
-    words,
 )
-from mnemoscope.core.stats import bootstrap, median, spearman
 
 LABELS = {
     "x_variance": "variance of the state",
@@ -64,7 +62,7 @@ class SeedConvergence(Analysis):
         "95 % interval below 0",
     )
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Summarise the spread across seeds over prompts."""
         g = record.guidance
         spread = record.convergence.get(g)
@@ -160,10 +158,10 @@ class SeedConvergence(Analysis):
                     for inside in [[p for p in known if p in record.groups.get(group, frozenset())]]
                     if inside
                 ),
-                words(falling).replace("r =", "rho =", 1),
+                in_words(falling).replace("r =", "rho =", 1),
             )
         )
-        return Evidence(
+        return Measured(
             f"{panels[0].caption} Seeds a prompt: {spread.seeds.min()} to {spread.seeds.max()}.",
             tuple(panels),
             tuple(statistics),
@@ -176,7 +174,7 @@ class SeedConvergence(Analysis):
                 ),
                 self.check(
                     3,
-                    words(falling).replace("r =", "rho =", 1),
+                    in_words(falling).replace("r =", "rho =", 1),
                     ruling(falling.value <= -0.5 and falling.high < 0, falling.value, falling.high),
                     falling.reason,
                 ),

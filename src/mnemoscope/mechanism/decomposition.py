@@ -21,14 +21,15 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from mnemoscope.core.panels import Panel
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     NO_TARGET,
     REFERENCES,
     Analysis,
     Check,
-    Evidence,
-    Panel,
+    Measured,
     Record,
     Statistic,
     Trace,
@@ -36,7 +37,6 @@ from mnemoscope.mechanism.base import (
     share,
     weights,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 FIRST_JUDGED = 3
 """The destination, counted from 1, from which on the weights of memorized prompts are judged."""
@@ -67,7 +67,7 @@ class Decomposition(Analysis):
     )
     guided: ClassVar = (0, 1)
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Fit every state by x and x_T, for both references."""
         states = record.take().states()
         level = states.gram.level
@@ -114,7 +114,7 @@ class Decomposition(Analysis):
             for excess in [trace.of(prompts) - alpha if name == "w0" else sigma - trace.of(prompts)]
         )
         leaving = exact.wT if exact is not None and record.stochastic else sigma
-        return Evidence(
+        return Measured(
             panels[0].caption,
             tuple(panels),
             statistics,

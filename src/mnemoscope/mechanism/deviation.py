@@ -22,6 +22,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from mnemoscope.core.panels import Bar, BarPanel, Panel, Points, Role, ScatterPanel
+from mnemoscope.core.stats import Estimate, bootstrap, partial, pearson, spearman
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     EARLY_UPDATES,
@@ -29,23 +31,16 @@ from mnemoscope.mechanism.base import (
     NO_TARGET,
     REFERENCES,
     Analysis,
-    Bar,
-    BarPanel,
     Check,
     Curve,
-    Evidence,
-    Panel,
-    Points,
+    Measured,
     Record,
-    Role,
-    ScatterPanel,
     Statistic,
     departures,
+    in_words,
     ruling,
     weights,
-    words,
 )
-from mnemoscope.core.stats import Estimate, bootstrap, partial, pearson, spearman
 
 EARLY, ALL = f"first {EARLY_UPDATES} updates", "all updates"
 QUANTITIES = ("D1", "D2", "D1 + D2")
@@ -109,7 +104,7 @@ class Deviation(Analysis):
         "early D1 with severity, given the final w0, is above 0",
     )
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Correlate D1, D2 and their sum with severity, by reference, window and population."""
         g = record.guidance
         severity = record.severity.get(g)
@@ -188,7 +183,7 @@ class Deviation(Analysis):
             ("D1", "final sample", ALL),
             ("D1", "target", EARLY),
         )
-        return Evidence(
+        return Measured(
             shown[0].caption,
             tuple(shown),
             tuple(statistics),
@@ -227,13 +222,13 @@ class Deviation(Analysis):
         if estimate is None:
             return self.check(5, "not measured", None, NO_TARGET)
         holds = ruling(estimate.low > 0, estimate.low)
-        return self.check(5, words(estimate), holds, estimate.reason)
+        return self.check(5, in_words(estimate), holds, estimate.reason)
 
     def _strong(self, claim: int, estimate: Estimate | None) -> Check:
         if estimate is None:
             return self.check(claim, "not measured", None, NO_TARGET)
         holds = ruling(estimate.value >= 0.70, estimate.value, estimate.low)
-        return self.check(claim, words(estimate), holds, estimate.reason)
+        return self.check(claim, in_words(estimate), holds, estimate.reason)
 
     def _scatter(
         self, record: Record, total: Sum, severity: Mapping[str, float], estimate: Estimate
@@ -263,7 +258,7 @@ class Deviation(Analysis):
             f"One dot a prompt, mean over its seeds, g = {record.guidance:g}; n = {estimate.n}. "
             "Interval: 95 % percentile bootstrap over prompts.",
             tuple(points),
-            words(estimate),
+            in_words(estimate),
         )
 
 

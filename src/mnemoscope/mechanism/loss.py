@@ -9,15 +9,16 @@ for the conditional estimate (b = c) and the guided one (b = g), under each of t
 
 from typing import ClassVar, Literal
 
+from mnemoscope.core.panels import Panel
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     LAW_IN_WORDS,
     LAWS,
     Analysis,
     Check,
-    Evidence,
     Law,
-    Panel,
+    Measured,
     Record,
     Statistic,
     Trace,
@@ -26,7 +27,6 @@ from mnemoscope.mechanism.base import (
     share,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 FITTED: tuple[tuple[int, Law], ...] = ((3, "forward"), (4, "noise"), (5, "path"))
 """Which claim speaks of the first call under which law."""
@@ -63,7 +63,7 @@ class Loss(Analysis):
     )
     guided: ClassVar = (1, 2)
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Compute the loss of both estimates under every law the run holds."""
         panels: list[Panel] = []
         traces: list[Trace] = []
@@ -101,7 +101,7 @@ class Loss(Analysis):
             for trace in traces
             for group, prompts in record.groups.items()
         ]
-        return Evidence(
+        return Measured(
             panels[1].caption,
             tuple(panels),
             tuple(statistics),

@@ -13,15 +13,16 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from mnemoscope.core.panels import Panel
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     NO_TARGET,
     REFERENCES,
     Analysis,
     Check,
-    Evidence,
     Law,
-    Panel,
+    Measured,
     Record,
     Statistic,
     Trace,
@@ -29,7 +30,6 @@ from mnemoscope.mechanism.base import (
     share,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 COMPARED: tuple[Law, ...] = ("path", "forward")
 """The laws whose distance to the training image is compared at equal level."""
@@ -66,7 +66,7 @@ class NoiseDecomposition(Analysis):
     )
     guided: ClassVar = (0, 1, 3)
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Fit the guided noise estimate, and compare distances at equal level."""
         whole = record.take()
         alpha, sigma = (part.numpy() for part in whole.gram.level)
@@ -121,7 +121,7 @@ class NoiseDecomposition(Analysis):
             for group, prompts in record.groups.items()
         )
         theory = alpha / sigma
-        return Evidence(
+        return Measured(
             panels[0].caption,
             tuple(panels),
             statistics,

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.mechanism.base import (
     Analysis,
-    Evidence,
+    Measured,
     Record,
     Samples,
     Statistic,
@@ -26,7 +27,6 @@ from mnemoscope.mechanism.base import (
     ruling,
     with_target,
 )
-from mnemoscope.core.stats import bootstrap, median
 
 ARRIVED = 0.9
 """Cosine with the final sample from which on the estimate counts as arrived."""
@@ -57,7 +57,7 @@ class Overestimation(Analysis):
     )
     guided: ClassVar = (0, 1)
 
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Fit the guided estimate by the training image, with and without the mean removed."""
         samples = with_target(record.take())
         gram, g = samples.gram, record.guidance
@@ -120,7 +120,7 @@ class Overestimation(Analysis):
         other = float(theirs[0])
         bare = float(alone.typical(record.memorized)[0])
         when = [_arrival(final.typical(p)) for p in (record.memorized, record.others)]
-        return Evidence(
+        return Measured(
             panels[0].caption,
             panels,
             statistics,

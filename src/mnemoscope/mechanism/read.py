@@ -1,9 +1,9 @@
 """Reading turns a run into the record that analyses are computed on; no model is loaded.
 
-Groups, measured and never assumed: a prompt is *memorized* when at least half of its samples are
-above the threshold of the run's first similarity measure, at the record's main guidance scale; the
-others with a training image are *not memorized*, save those the prompt file calls *control*;
-prompts without a training image are *other*.
+Groups, measured and never assumed, at the record's main guidance scale (see `severity.truth`): a
+prompt that is *memorized*; of the others those the prompt file calls *control*, and, with a training
+image, those *not memorized*. All else is *other*: prompts without a training image, and prompts of
+which it cannot be told, because too few samples or unrelated images were there to judge by.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level, log_snr
@@ -70,7 +71,7 @@ def read(run: Readable) -> Record:
 
     Source: ours.
     """
-    measure = str(run.manifest.study["similarity"][0])
+    measure = str(run.manifest.options["similarity"][0])
     scales = sorted(set(run.table("samples").column("guidance").to_pylist()))
     samples: dict[tuple[Law, float | None], Samples] = {}
     for law in LAWS:
@@ -102,7 +103,9 @@ def _samples(run: Readable, law: Law, guidance: float | None) -> Samples | None:
         gram, keys = run.gram(law, guidance)
     except NeedsError:
         return None
-    return Samples.of(gram, keys["prompt_id"], keys["seed"]) if len(gram.products) else None
+    if not len(gram.products):
+        return None
+    return Samples.of(gram, keys["prompt_id"], keys["seed"], guidance=guidance)
 
 
 def _placed(probe: Samples, path: Level) -> Samples:
@@ -126,19 +129,19 @@ def _rows(table: pa.Table, **where: Any) -> list[dict[str, Any]]:
 
 
 def _groups(run: Readable, measure: str, guidance: float | None) -> dict[str, frozenset[str]]:
-    severity = _rows(run.table("severity"), measure=measure, guidance=guidance)
-    share = {row["prompt_id"]: row["share"] for row in severity}
+    judged = judge(_rows(run.table("severity"), guidance=guidance), measure)
     groups: dict[str, set[str]] = {name: set() for name in GROUPS}
     for row in run.table("prompts").to_pylist():
-        prompt = row["prompt_id"]
-        if (share.get(prompt) or 0.0) >= MEMORIZED_SHARE:
-            groups["memorized"].add(prompt)
+        memorized = judged.get(row["prompt_id"], NOT_JUDGED).memorized
+        if memorized is None:
+            group = "other"
+        elif memorized:
+            group = "memorized"
         elif row["group"] == "control":
-            groups["control"].add(prompt)
-        elif row["references"]:
-            groups["not memorized"].add(prompt)
+            group = "control"
         else:
-            groups["other"].add(prompt)
+            group = "not memorized" if row["references"] else "other"
+        groups[group].add(row["prompt_id"])
     return {name: frozenset(prompts) for name, prompts in groups.items()}
 
 
@@ -174,7 +177,7 @@ def _convergence(run: Readable) -> dict[float, Convergence]:
         spread[g] = Convergence(
             tuple(prompts),
             np.array(calls, dtype=np.int64),
-            2 * np.log(alpha / sigma),
+            log_snr(Level(torch.from_numpy(alpha), torch.from_numpy(sigma))).numpy(),
             sigma,
             values,
             np.array([seeds[prompt] for prompt in prompts], dtype=np.int64),

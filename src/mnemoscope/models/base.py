@@ -5,7 +5,7 @@ Scales::
     latents = encode(2·image - 1)·scaling        image in [0, 1], latents of about unit variance
     image   = (decode(latents / scaling) + 1) / 2
 
-Contents: `Model`, `SCHEDULERS`, `make_scheduler`, `refuse_pickle`.
+Contents: `Model`, `SCHEDULERS`, `make_scheduler`, `build_scheduler`, `refuse_pickle`.
 """
 
 import importlib
@@ -31,12 +31,16 @@ SCHEDULERS: Mapping[str, str] = {
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "pndm": "PNDMScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
+    "flow-heun": "FlowMatchHeunDiscreteScheduler",
 }
-"""The schedulers by name, with the diffusers class of each."""
+"""The schedulers by name, with the diffusers class of each; those of flow models begin by flow."""
 
 PICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 """Endings of weight files that can run code when they are read."""
 
+FLOW_AS_WELL = ("dpmsolver++",)
+"""Schedulers that sample flow models too, where the model's configuration says so."""
 
 Guidance = Literal["free", "embedded", "none"]
 """Classifier-free (two branches), an input of the network (one branch), or not at all."""
@@ -98,8 +102,12 @@ class Model(Protocol):
         """
         ...
 
-    def encode_blank(self) -> Condition:
-        """Encode what stands for no prompt, one row: the unconditional branch.
+    def encode_blank(self, rows: int = 1) -> Condition:
+        """Encode what stands for no prompt: the unconditional branch.
+
+        Args:
+            rows: How many to encode at once; all are alike but for rounding, which may depend on
+                it. One row, expanded, serves every batch to within that.
 
         Raises:
             ModelError: If it has no such branch.
@@ -166,25 +174,67 @@ def make_scheduler(
         A scheduler ready for its first step.
 
     Raises:
-        ModelError: If the name is unknown.
+        ModelError: If the name is unknown, or not for this kind of model.
         InputError: If the number of steps is not between 1 and the number it was trained with.
+    """
+    scheduler = build_scheduler(name, config)
+    check_steps(steps, config)
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def build_scheduler(name: str, config: Mapping[str, Any], *, clip: bool = False) -> Any:
+    """Build a diffusers scheduler from a model's noise schedule.
+
+    Args:
+        name: A key of `SCHEDULERS`.
+        config: The model's scheduler configuration, of any scheduler class.
+        clip: Whether clean estimates are clipped where the configuration says so, as is usual for
+            models of pixels.
+
+    Raises:
+        ModelError: If the name is unknown, or one of a flow and the model is none, or the reverse.
     """
     if name not in SCHEDULERS:
         raise ModelError(did_you_mean(name, SCHEDULERS, "scheduler"))
-    longest = int(config.get("num_train_timesteps", 1000))
-    if not 1 <= steps <= longest:
-        raise InputError(f"steps {steps} given; expected a number from 1 to {longest}")
+    flow, of_flow = is_flow(config), name.startswith("flow-")
+    if flow and not of_flow and not (name in FLOW_AS_WELL and config.get("use_flow_sigmas")):
+        raise ModelError(f"the model is a flow, which {name!r} cannot sample; use 'flow-euler'")
+    if of_flow and not flow:
+        raise ModelError(
+            f"{name!r} samples flow models, and this one has a schedule of betas; use 'ddim'"
+        )
     built = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])
-    changes: dict[str, Any] = {"clip_sample": False}
+    changes: dict[str, Any] = {}
     if name == "pndm":
         # Stable Diffusion samples with the linear multistep part alone.
         changes = {"skip_prk_steps": True}
-    elif name not in ("ddim", "ddpm"):
-        changes = {}
+    elif name in ("ddim", "ddpm") and not clip:
+        changes = {"clip_sample": False}
     own = {key: value for key, value in config.items() if key != "_class_name"}
-    scheduler = built.from_config(own, **changes)
-    scheduler.set_timesteps(steps, device=device)
-    return scheduler
+    if name.startswith("flow-") and "flow_shift" in own:
+        own["shift"] = own["flow_shift"]
+    return built.from_config(own, **changes)
+
+
+def check_steps(steps: int, config: Mapping[str, Any]) -> None:
+    """Refuse a number of steps that a noise schedule does not have.
+
+    Raises:
+        InputError: If it is not between 1 and the number the model was trained with.
+    """
+    longest = int(config.get("num_train_timesteps", 1000))
+    if not 1 <= steps <= longest:
+        raise InputError(f"steps {steps} given; expected a number from 1 to {longest}")
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler configuration is one of flow matching."""
+    return (
+        bool(config.get("use_flow_sigmas"))
+        or str(config.get("_class_name", "")).startswith("FlowMatch")
+        or ("shift" in config and "beta_schedule" not in config)
+    )
 
 
 def refuse_pickle(path: str | Path, what: str) -> None:

@@ -139,6 +139,7 @@ class Oracle:
     window = 77
     dtype = torch.float32
     scheduler = "ddim"
+    family = "oracle"
 
     def __init__(
         self,
@@ -191,9 +192,9 @@ class Oracle:
             rows.append(_only(chosen, len(self.denoiser.spreads)))
         return Condition({"log_weights": torch.stack(rows).to(self.device, torch.float32)})
 
-    def encode_blank(self) -> Condition:
+    def encode_blank(self, rows: int = 1) -> Condition:
         """Return the log-weights of no prompt."""
-        return self.encode_prompts([""])
+        return self.encode_prompts([""] * rows)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Count the words of each prompt."""

@@ -23,5 +23,7 @@ class Source:
         False,
         "Guide a model of distilled guidance by two branches, its guidance input held as it is.",
     )
+    height: int | None = option(None, "Height of the images in pixels; the model's own if left.")
+    width: int | None = option(None, "Width of the images in pixels; the model's own if left.")
     device: str = option("auto", "Device: auto, cpu, cuda, mps.")
     dtype: str = option("auto", "Precision of the denoiser: auto, float32, bfloat16, float16.")

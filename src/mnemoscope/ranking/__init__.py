@@ -1,0 +1,1 @@
+"""The ranking package holds scores of detectors against what sampling showed."""

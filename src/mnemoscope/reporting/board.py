@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnemoscope.core.panels import Points, Role, ScatterPanel
 from mnemoscope.errors import RunError
-from mnemoscope.mechanism.base import Points, Role, ScatterPanel
 from mnemoscope.reporting.text import number, visible
 from mnemoscope.runs.folder import Run
 from mnemoscope.runs.tables import TABLES

@@ -21,17 +21,10 @@ from jaxtyping import Float
 from markupsafe import Markup
 
 from mnemoscope import mechanism
+from mnemoscope.core.panels import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.core.stats import Estimate, bootstrap
 from mnemoscope.errors import RunError
-from mnemoscope.mechanism.base import (
-    PATH_GUIDANCE,
-    BarPanel,
-    CurvePanel,
-    Panel,
-    Points,
-    ScatterPanel,
-    Series,
-    quantiles,
-)
+from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
 from mnemoscope.mechanism.base import Bar as OneBar
 from mnemoscope.reporting import figures
 from mnemoscope.reporting.explorer import card
@@ -40,7 +33,6 @@ from mnemoscope.reporting.quantities import Key, Quantities, quantities
 from mnemoscope.reporting.text import interval, number, percent, visible
 from mnemoscope.reporting.verdict import MEMORIZED_SHARE, Row, verdict
 from mnemoscope.runs.folder import Run, write_atomically
-from mnemoscope.core.stats import Estimate, bootstrap
 
 CHANGED = 12
 """Prompts shown with pictures: those whose severity changed most."""
@@ -126,7 +118,7 @@ def compare(
     Source: ours; the interval as in Efron 1979.
     """
     guidance = _common_guidance(before, after)
-    measure = str(before.manifest.study["similarity"][0])
+    measure = str(before.manifest.options["similarity"][0])
     a, b = (_side(run, label, guidance, measure) for run, label in ((before, "A"), (after, "B")))
     shared = [
         name

@@ -1,26 +1,24 @@
-r"""An explanation shows which tokens and which places of a prompt's samples are memorized.
+r"""An explanation is shown as a page: which tokens and places of a prompt's samples are memorized.
 
 Three forms of the same: a page in one HTML file, without scripts; the tokens as CSV; a PNG a map.
 Prompt and tokens are hostile text: the page escapes them and spells out what cannot be seen, the
 CSV keeps them from being formulas.
 
-Contents: `Token`, `Explanation`.
+Contents: `write`, `page`, `picture`.
 """
 
 import base64
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
+from mnemoscope.core.explanation import Explanation
 from mnemoscope.reporting.export import csv
 from mnemoscope.reporting.page import PARTS, digest, environment
 from mnemoscope.runs.folder import write_atomically
@@ -40,118 +38,79 @@ SIDE = 128
 """Pixels a sample is at least shown with on the page."""
 
 
-@dataclass(frozen=True)
-class Token:
-    """One position of the text encoder's window.
+def picture(shown: Explanation, name: str) -> Image.Image:
+    """Draw a map over the samples: rows of sample, map, and sample where the map is bright.
 
-    Attributes:
-        position: The position, from 0.
-        text: The token; "" where the model does not tell.
-        attribution: How strongly the gap norm hangs on its embedding.
-        attention_first: Attention to it at the first call; NaN without cross-attention.
-        attention_last: Attention to it at the last call.
+    The brightness runs from a map's smallest to its largest value, over all seeds.
+
+    Source: ours.
     """
+    values = shown.maps[name]
+    low, high = values.min(), values.max()
+    bright = ((values - low) / (high - low).clamp_min(1e-12)).float()[:, None]
+    sized = F.interpolate(bright, shown.pictures.shape[-2:], mode="bilinear")
+    grey = sized.expand(-1, 3, -1, -1)
+    rows = torch.cat([shown.pictures, grey, shown.pictures * (0.15 + 0.85 * sized)], dim=2)
+    sheet = torch.cat(list(rows.clamp(0, 1)), dim=2)
+    return Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
 
-    position: int
-    text: str
-    attribution: float
-    attention_first: float
-    attention_last: float
 
+def page(shown: Explanation) -> str:
+    """Return the page, HTML that fetches nothing and runs nothing.
 
-@dataclass(frozen=True)
-class Explanation:
-    """Tokens and places.
-
-    Attributes:
-        prompt: The prompt.
-        tokens: All positions up to the first end token.
-        rest: Attribution of all positions behind it together, the padding.
-        maps: Maps by name; one missing could not be made, `missing` says why.
-        missing: Why a map is missing, by name.
-        pictures: The samples, RGB from 0 to 1.
-        window: The model's window in tokens, where the prompt exceeds it; None where it fits.
+    Source: ours.
     """
-
-    prompt: str
-    tokens: tuple[Token, ...]
-    rest: float
-    maps: Mapping[str, Float[Tensor, "seed _ _"]]
-    missing: Mapping[str, str]
-    pictures: Float[Tensor, "seed 3 rows columns"]
-    window: int | None = None
-
-    def image(self, name: str) -> Image.Image:
-        """Draw a map over the samples: rows of sample, map, and sample where the map is bright.
-
-        The brightness runs from a map's smallest to its largest value, over all seeds.
-
-        Source: ours.
-        """
-        values = self.maps[name]
-        low, high = values.min(), values.max()
-        bright = ((values - low) / (high - low).clamp_min(1e-12)).float()[:, None]
-        sized = F.interpolate(bright, self.pictures.shape[-2:], mode="bilinear")
-        grey = sized.expand(-1, 3, -1, -1)
-        rows = torch.cat([self.pictures, grey, self.pictures * (0.15 + 0.85 * sized)], dim=2)
-        sheet = torch.cat(list(rows.clamp(0, 1)), dim=2)
-        return Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-
-    def page(self) -> str:
-        """Return the page, HTML that fetches nothing and runs nothing.
-
-        Source: ours.
-        """
-        style = (PARTS / "style.css").read_text("utf-8")
-        larger = max(1, -(-SIDE // self.pictures.shape[-1]))
-        sheets = [
-            {
-                "name": name,
-                "caption": CAPTIONS[name],
-                "png": base64.b64encode(_png(self.image(name))).decode("ascii"),
-                "width": larger * self.pictures.shape[0] * self.pictures.shape[-1],
-                "low": float(self.maps[name].min()),
-                "high": float(self.maps[name].max()),
-            }
-            for name in self.maps
-        ]
-        columns = [
-            (name, [float(getattr(token, name)) for token in self.tokens])
-            for name in ("attribution", "attention_first", "attention_last")
-        ]
-        # A meter needs a range; NaN and 0 have none.
-        most = {name: max((v for v in values if v > 0), default=0.0) for name, values in columns}
-        return (
-            environment()
-            .get_template("explanation.html.j2")
-            .render(
-                shown=self,
-                sheets=sheets,
-                most=most,
-                style=style,
-                style_digest=digest(style),
-            )
+    style = (PARTS / "style.css").read_text("utf-8")
+    larger = max(1, -(-SIDE // shown.pictures.shape[-1]))
+    sheets = [
+        {
+            "name": name,
+            "caption": CAPTIONS[name],
+            "png": base64.b64encode(_png(picture(shown, name))).decode("ascii"),
+            "width": larger * shown.pictures.shape[0] * shown.pictures.shape[-1],
+            "low": float(shown.maps[name].min()),
+            "high": float(shown.maps[name].max()),
+        }
+        for name in shown.maps
+    ]
+    columns = [
+        (name, [float(getattr(token, name)) for token in shown.tokens])
+        for name in ("attribution", "attention_first", "attention_last")
+    ]
+    # A meter needs a range; NaN and 0 have none.
+    most = {name: max((v for v in values if v > 0), default=0.0) for name, values in columns}
+    return (
+        environment()
+        .get_template("explanation.html.j2")
+        .render(
+            shown=shown,
+            sheets=sheets,
+            most=most,
+            style=style,
+            style_digest=digest(style),
         )
+    )
 
-    def write(self, folder: str | Path) -> Path:
-        """Write explanation.html, tokens.csv and a PNG a map.
 
-        Returns:
-            Path of the page.
+def write(shown: Explanation, folder: str | Path) -> Path:
+    """Write explanation.html, tokens.csv and a PNG a map.
 
-        Raises:
-            RunError: If the folder cannot be written.
+    Returns:
+        Path of the page.
 
-        Source: ours.
-        """
-        folder = Path(folder)
-        tokens = pa.Table.from_pylist([asdict(token) for token in self.tokens])
-        write_atomically(folder / "tokens.csv", csv(tokens).encode("utf-8", "replace"))
-        for name in self.maps:
-            write_atomically(folder / f"{name.replace(' ', '-')}.png", _png(self.image(name)))
-        page = folder / "explanation.html"
-        write_atomically(page, self.page().encode("utf-8", "replace"))
-        return page
+    Raises:
+        RunError: If the folder cannot be written.
+
+    Source: ours.
+    """
+    folder = Path(folder)
+    tokens = pa.Table.from_pylist([asdict(token) for token in shown.tokens])
+    write_atomically(folder / "tokens.csv", csv(tokens).encode("utf-8", "replace"))
+    for name in shown.maps:
+        write_atomically(folder / f"{name.replace(' ', '-')}.png", _png(picture(shown, name)))
+    page = folder / "explanation.html"
+    write_atomically(page, page(shown).encode("utf-8", "replace"))
+    return page
 
 
 def _png(image: Image.Image) -> bytes:

@@ -29,7 +29,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from mnemoscope.mechanism.base import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.core.panels import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
 
 
 @dataclass(frozen=True)

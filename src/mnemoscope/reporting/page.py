@@ -33,9 +33,10 @@ import jinja2
 from markupsafe import Markup
 
 from mnemoscope import mechanism
+from mnemoscope.core.panels import Panel
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism import Finding
-from mnemoscope.mechanism.base import Check, Panel
+from mnemoscope.mechanism.base import Check
 from mnemoscope.reporting import argument, figures
 from mnemoscope.reporting.board import Board, board
 from mnemoscope.reporting.details import Details
@@ -140,7 +141,7 @@ def report(
     rows: dict[str, list[dict[str, Any]]] = {
         name: run.table(name).to_pylist() if name in TABLES else [] for name in READ
     }
-    measure = str(run.manifest.study["similarity"][0])
+    measure = str(run.manifest.options["similarity"][0])
     ranked = board(run, leaderboard)
     record = mechanism.read(run)
     findings = mechanism.analyse(record)
@@ -421,7 +422,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     manifest = run.manifest
     study = {
         name: visible(_plain(value), 200)
-        for name, value in manifest.study.items()
+        for name, value in manifest.options.items()
         if value not in (None, "", [], {})
     }
     samples = ", ".join(f"{count:,} {status}" for status, count in sorted(manifest.samples.items()))

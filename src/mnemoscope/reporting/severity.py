@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mnemoscope.mechanism.base import Bar, BarPanel, CurvePanel, Role, Series
+from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Role, Series
 from mnemoscope.reporting.text import number
 from mnemoscope.reporting.verdict import Row, Verdict
 

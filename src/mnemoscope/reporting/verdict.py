@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mnemoscope.core.stats import Estimate, wilson
 from mnemoscope.mechanism.base import PATH_GUIDANCE
 from mnemoscope.reporting.text import interval, number, percent, visible
-from mnemoscope.core.stats import Estimate, wilson
 
 MEMORIZED_SHARE = 0.5
 """A prompt counts as memorized when at least this share of its samples reproduces its image."""

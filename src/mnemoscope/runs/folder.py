@@ -11,10 +11,11 @@ Every file is written under another name in its folder, synced, renamed, and the
 unit without a commit was never finished: its parts are not read, and it runs again. A part that
 differs from its commit is set aside as `*.corrupt` when the study resumes.
 
-Contents: `Manifest`, `Run` and `open_run` to read, `Writer` to write.
+A view of a table has the guidance scale beside the recipe of each row.
+
+Contents: `Run` and `open_run` to read, `Writer` to write.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -23,17 +24,18 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -41,80 +43,13 @@ from torch import Tensor
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
 from mnemoscope.core.level import Level
 from mnemoscope.errors import NeedsError, RunError
-from mnemoscope.runs.tables import SCHEMA, Table, table_named
+from mnemoscope.runs import older
+from mnemoscope.runs.manifest import Manifest, Status, now
+from mnemoscope.runs.tables import SCHEMA, TABLES, Table, table_named
 
 MANIFEST, CONSTANTS, COMMITS, LOCK = "manifest.json", "constants.safetensors", "commits", ".lock"
-Status = Literal["started", "interrupted", "complete"]
-
-UNASKED = {"filmstrip": 0}
-"""Options that folders of this schema may lack, since they came later, and what was done then."""
-
-
-class Manifest(BaseModel):
-    """What is known of a run as a whole.
-
-    Attributes:
-        schema_version: Version of the folder; `schema` in the file.
-        status: How far it came.
-        given: The study as passed: what differs from the defaults.
-        study: The study as resolved.
-        packages: Versions of the packages that matter.
-        model: Identifier and SHA-256 of the weights.
-        prompts: SHA-256 over prompts and training images.
-        device: Where it ran.
-        dtype: Precision of the denoiser.
-        final_level: (alpha, sigma) of the final state, unit form.
-        d: Number of latent coordinates.
-        latent_shape: Shape of a sample's latents.
-        started: When it first began, UTC.
-        finished: When it last ended, UTC; None while it runs.
-        rows: Number of rows of each table.
-        samples: Number of samples by status.
-    """
-
-    model_config = ConfigDict(populate_by_name=True, extra="forbid")
-
-    schema_version: int = Field(alias="schema", default=SCHEMA)
-    status: Status = "started"
-    given: dict[str, Any]
-    study: dict[str, Any]
-    packages: dict[str, str]
-    model: dict[str, str]
-    prompts: str
-    device: str
-    dtype: str
-    final_level: tuple[float, float]
-    d: int
-    latent_shape: tuple[int, ...]
-    started: str = Field(default_factory=lambda: now())
-    finished: str | None = None
-    rows: dict[str, int] = Field(default_factory=dict[str, int])
-    samples: dict[str, int] = Field(default_factory=dict[str, int])
-
-    def differences(self, other: "Manifest") -> list[str]:
-        """Say in which way another run would not continue this one.
-
-        Batch size, device and folder may differ: the same tables come out.
-        """
-        mine, others = UNASKED | self.study, UNASKED | other.study
-        found = [
-            f"{name}: {mine.get(name)!r} there, {others.get(name)!r} here"
-            for name in sorted(mine.keys() | others.keys())
-            if name not in ("batch", "device", "out", "prompts")
-            and mine.get(name) != others.get(name)
-        ]
-        if self.prompts != other.prompts:
-            found.append("prompts or training images")
-        if self.model["digest"] != other.model["digest"]:
-            found.append("weights of the model")
-        if self.dtype != other.dtype:
-            found.append(f"dtype: {self.dtype} there, {other.dtype} here")
-        return found
-
-
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+READ = (1, SCHEMA)
+"""Schemas that can be read."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +67,64 @@ class Run:
     def table(self, name: str) -> pa.Table:
         """Return a whole table: the parts of all finished units, each verified.
 
+        Where rows have a recipe, a column `guidance` says its scale.
+
         Raises:
             RunError: If there is no such table, or a part is missing or damaged.
         """
         table = table_named(name)
-        parts = [
-            _read_part(self.path, table, unit, commit[name])
-            for unit, commit in sorted(self.commits().items())
-            if name in commit
-        ]
-        return pa.concat_tables([table.schema.empty_table(), *parts])
+        parts = [self._part(table, unit, commit[name]) for unit, commit in self._with(name)]
+        rows = pa.concat_tables([table.schema.empty_table(), *parts])
+        return self._viewed(rows)
+
+    def parts(self, name: str) -> Iterator[pa.Table]:
+        """Yield a table part by part, as `table` shows it; memory holds one part at a time."""
+        table = table_named(name)
+        for unit, commit in self._with(name):
+            yield self._viewed(self._part(table, unit, commit[name]))
+
+    def _with(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        if name == "recipes" and self.manifest.schema_version < SCHEMA:
+            return []
+        return [(unit, commit) for unit, commit in sorted(self.commits().items()) if name in commit]
+
+    def _part(self, table: Table, unit: str, commit: Mapping[str, Any]) -> pa.Table:
+        rows = _read_part(self.path, table.name, unit, commit)
+        try:
+            if self.manifest.schema_version < SCHEMA:
+                rows = older.upgraded(table, rows)
+            return rows.cast(table.schema)
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise RunError(
+                f"part {unit!r} of table {table.name!r} in {str(self.path)!r} has other columns "
+                f"than this version writes: {error}"
+            ) from error
+
+    @cached_property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Return the recipes by key, as rows of table `recipes`."""
+        if self.manifest.schema_version < SCHEMA:
+            rows = older.recipes(self.manifest.options)
+        else:
+            table = TABLES["recipes"]
+            rows = [
+                row
+                for unit, commit in self._with("recipes")
+                for row in self._part(table, unit, commit["recipes"]).to_pylist()
+            ]
+        return {row["recipe"]: row for row in rows}
+
+    def _viewed(self, rows: pa.Table) -> pa.Table:
+        """Put the guidance scale beside the recipe."""
+        if "recipe" not in rows.column_names or "guidance" in rows.column_names:
+            return rows
+        scale = {key: recipe["guidance"] for key, recipe in self.recipes.items()}
+        codes = pc.dictionary_encode(rows["recipe"].combine_chunks())
+        known = [scale.get(key) for key in codes.dictionary.to_pylist()]
+        values = pa.array(known, pa.float64()).take(codes.indices)
+        at = rows.column_names.index("recipe") + 1
+        field = pa.field("guidance", pa.float64(), True, {"unit": "1", "about": "guidance scale g"})
+        return rows.add_column(at, field, values)
 
     def commits(self) -> dict[str, dict[str, Any]]:
         """Return what each finished unit wrote: SHA-256 and rows by table."""
@@ -186,14 +169,12 @@ class Run:
         first = rows.slice(0, calls)
         level = Level(*(torch.tensor(first[part].to_numpy()) for part in ("alpha", "sigma")))
         final = Level(*(torch.tensor(v, dtype=torch.float64) for v in self.manifest.final_level))
-        scale = float("nan") if guidance is None else guidance
-        scales = torch.full((samples,), scale, dtype=torch.float64)
         keys = {
             name: rows[name].to_numpy(zero_copy_only=False)[::calls]
             for name in ("prompt_id", "seed")
         }
         keys["call"] = first["call"].to_numpy()
-        return Gram(level, products, scales, self.manifest.d, final), keys
+        return Gram(level, products, self.manifest.d, final), keys
 
     @cached_property
     def _gram_rows(self) -> pa.Table:
@@ -246,9 +227,10 @@ def open_run(path: str | Path) -> Run:
         raise RunError(f"{str(path)!r} is no run folder: it holds no {MANIFEST}")
     try:
         given = json.loads((path / MANIFEST).read_bytes())
-        if isinstance(given, dict) and given.get("schema") != SCHEMA:
+        if isinstance(given, dict) and given.get("schema") not in READ:
             raise RunError(
-                f"{str(path)!r} is of schema {given.get('schema')!r}; this version reads {SCHEMA}"
+                f"{str(path)!r} is of schema {given.get('schema')!r}; this version reads "
+                f"{', '.join(map(str, READ))}"
             )
         return Run(path, Manifest.model_validate(given))
     except (ValueError, ValidationError) as error:
@@ -287,21 +269,23 @@ class Writer:
                 )
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK).open("w")
+        lock = FileLock(path / LOCK)
+        try:
+            with _explained(path):
+                lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunError(
+                f"another process is writing {str(path)!r}; wait for it or give another --out"
+            ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(
-                    f"another process is writing {str(path)!r}; wait for it or give another --out"
-                ) from error
             for left in path.rglob(".*.tmp"):
                 left.unlink()
             if (path / MANIFEST).exists():
                 before = open_run(path).manifest
                 if differences := before.differences(manifest):
                     raise RunError(
-                        f"{str(path)!r} holds another study. Different: {'; '.join(differences)}. "
+                        f"{str(path)!r} holds another {before.flow}. Different: "
+                        f"{'; '.join(differences)}. "
                         "Give another --out, or the same options to continue."
                     )
                 manifest.started = before.started
@@ -343,8 +327,10 @@ class Writer:
             for name, part in commit.items():
                 rows[name] = rows.get(name, 0) + part["rows"]
         manifest.rows = rows
-        status = Run(self.path, manifest).table("samples")["status"].to_pylist()
-        manifest.samples = dict(Counter(status))
+        found: Counter[str] = Counter()
+        for part in Run(self.path, manifest).parts("samples"):
+            found.update(part["status"].to_pylist())
+        manifest.samples = dict(found)
         self.write_manifest(manifest)
         return Run(self.path, manifest)
 
@@ -366,7 +352,7 @@ class Writer:
             damaged = False
             for name, part in parts.items():
                 try:
-                    _read_part(self.path, table_named(name), unit, part)
+                    _read_part(self.path, table_named(name).name, unit, part)
                 except RunError:
                     damaged = True
                     file = self.path / name / f"{unit}.parquet"
@@ -399,6 +385,9 @@ def write_atomically(target: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "nt":
+        # Windows opens no folders; a rename there is as durable as it gets.
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -436,19 +425,18 @@ def _encode(table: Table, rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _read_part(folder: Path, table: Table, unit: str, commit: Mapping[str, Any]) -> pa.Table:
-    path = folder / table.name / f"{unit}.parquet"
+def _read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) -> pa.Table:
+    path = folder / name / f"{unit}.parquet"
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != commit["sha256"]:
             raise RunError(
                 f"{str(path)!r} differs from what was written; run the study again to replace it"
             )
-        # Without threads: a pool that is still winding down at exit can abort the process.
-        rows = pq.read_table(
-            io.BytesIO(data), page_checksum_verification=True, use_threads=False, pre_buffer=False
-        )
-        return rows.cast(table.schema)
+        # Without threads, and not through pyarrow.dataset: a pool that is still winding down when
+        # Python ends can abort the process.
+        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+            return file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
 

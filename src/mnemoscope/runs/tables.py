@@ -7,7 +7,8 @@ column's *meaning* changes `SCHEMA`.
 Contents: `Column`, `Table`, the tables by name in `TABLES`, and `DERIVED`, the tables that can
 always be rebuilt from the others without a model.
 
-Keys: a sample is named by `prompt_id`, `seed` and `guidance`, alike in all tables.
+Keys: a sample is named by `prompt_id`, `seed` and `recipe`, alike in all tables. A view of a table
+(`Run.table`) has the guidance scale of the recipe beside it.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import pyarrow as pa
 from mnemoscope.core.gram import PAIRS
 from mnemoscope.errors import RunError, did_you_mean
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the run folder."""
 
 
@@ -121,7 +122,7 @@ class Table:
 
 _PROMPT = Column("prompt_id", pa.string(), "name of the prompt, unique in the run")
 _SEED = Column("seed", pa.int32(), "index of the sample among its prompt's, from 0", "1")
-_GUIDANCE = Column("guidance", pa.float64(), "guidance scale g; 1 is unguided", "1")
+_RECIPE = Column("recipe", pa.string(), "how it was sampled, a row of table recipes")
 _CALL = Column("call", pa.int16(), "index of the network call on the path, from 0", "1")
 _ALPHA = Column("alpha", pa.float64(), "weight of the clean image, with alpha² + sigma² = 1", "1")
 _SIGMA = Column("sigma", pa.float64(), "weight of the noise, with alpha² + sigma² = 1", "1")
@@ -167,6 +168,20 @@ def _across_seeds(vector: str, prose: str) -> tuple[Column, ...]:
 
 _ALL = (
     Table(
+        "recipes",
+        "one way of sampling",
+        (
+            _RECIPE,
+            Column("guidance", pa.float64(), "guidance scale g; 1 is unguided", "1"),
+            Column("scheduler", pa.string(), "sampler"),
+            Column("steps", pa.int32(), "sampler updates", "1"),
+            Column("eta", pa.float64(), "multiplier of injected noise", "1"),
+            Column("seed", pa.int64(), "seed that all noise derives from", "1"),
+            Column("noise", pa.string(), '"independent", "shared" or "fresh"'),
+            Column("intervention", pa.string(), "what steers, with its settings", nullable=True),
+        ),
+    ),
+    Table(
         "prompts",
         "one prompt",
         (
@@ -211,11 +226,10 @@ _ALL = (
         (
             _PROMPT,
             _SEED,
-            _GUIDANCE,
-            Column("scheduler", pa.string(), "sampler"),
+            _RECIPE,
             Column("status", pa.string(), '"ok", "nonfinite" or "error"'),
             Column("reason", pa.string(), "why the status is not ok", nullable=True),
-            Column("network_calls", pa.int32(), "evaluations of the network, both branches", "1"),
+            Column("network_calls", pa.int32(), "evaluations of the network, all branches", "1"),
             Column("seconds", pa.float64(), "share of its batch's time in the sampling loop", "s"),
             Column(
                 "image",
@@ -232,10 +246,9 @@ _ALL = (
             _PROMPT,
             _SEED,
             Column(
-                "guidance",
-                pa.float64(),
-                "guidance scale g of the path; null for probes, which do not depend on it",
-                "1",
+                _RECIPE.name,
+                _RECIPE.type,
+                "as elsewhere; null for probes, which depend on no guidance",
                 nullable=True,
             ),
             Column(
@@ -264,7 +277,7 @@ _ALL = (
         "one network call of one prompt at one guidance, across its ok seeds",
         (
             _PROMPT,
-            _GUIDANCE,
+            _RECIPE,
             _CALL,
             _ALPHA,
             _SIGMA,
@@ -279,7 +292,7 @@ _ALL = (
         (
             _PROMPT,
             _SEED,
-            _GUIDANCE,
+            _RECIPE,
             Column("calls", pa.list_(pa.int16()), "call of each column of the picture, from 0"),
             Column(
                 "branches",
@@ -296,7 +309,7 @@ _ALL = (
         (
             _PROMPT,
             _SEED,
-            _GUIDANCE,
+            _RECIPE,
             _MEASURE,
             Column("reference_id", pa.string(), "the training image"),
             Column(
@@ -312,7 +325,7 @@ _ALL = (
         "one prompt at one guidance, by one measure",
         (
             _PROMPT,
-            _GUIDANCE,
+            _RECIPE,
             _MEASURE,
             Column("mean", pa.float64(), "mean over ok seeds", "similarity", nullable=True),
             Column("max", pa.float64(), "maximum over ok seeds", "similarity", nullable=True),
@@ -374,9 +387,10 @@ _ALL = (
     ),
     Table(
         "scores",
-        "one prompt by one detector, written by `mnemoscope detect`",
+        "one prompt by one detector",
         (
             _PROMPT,
+            _RECIPE,
             Column("detector", pa.string(), "name of the detector, variant included"),
             Column(
                 "kind",
@@ -395,14 +409,14 @@ _ALL = (
             Column(
                 "network_calls",
                 pa.int32(),
-                "price of this detector alone for this prompt, the noise bank being warm: "
+                "price of this detector alone for this prompt, what prompts share apart: "
                 "evaluations + forward-mode derivatives + twice the reverse-mode ones",
                 "1",
             ),
             Column(
                 "seconds",
                 pa.float64(),
-                "time of this detector alone, mean over the prompts of the list",
+                "time of this detector alone, mean over the prompts of its unit",
                 "s",
             ),
         ),

@@ -25,8 +25,8 @@ from torch import Tensor
 from mnemoscope.core.level import Level, levels_of
 from mnemoscope.core.predict import Kind, Prediction
 from mnemoscope.core.record import Call, Point
-from mnemoscope.errors import InputError, ModelError
-from mnemoscope.sampling.attention import Wheel, steered
+from mnemoscope.errors import InputError, MnemoscopeError, ModelError
+from mnemoscope.sampling.attention import Watch, Wheel, steered
 from mnemoscope.sampling.condition import Condition, cat
 from mnemoscope.sampling.hooks import Intervention, Step
 
@@ -188,7 +188,7 @@ def sample(
     eta: float = 0.0,
     calls: int | None = None,
     known: Latents | None = None,
-    tick: Progress | None = None,
+    seen: Watch | None = None,
 ) -> Sampled:
     """Sample a batch and show every network call to the observers.
 
@@ -207,7 +207,7 @@ def sample(
         calls: Stop after this many network calls, before the update that the last of them would
             make; the whole path where not given.
         known: Raw unconditional output at the first call, where it is known already.
-        tick: Told of progress.
+        seen: Watch of the network's cross-attention, which looks at the prompts' rows.
 
     Returns:
         Final latents, and which samples stayed finite. One that did not disturbs no other.
@@ -244,7 +244,7 @@ def sample(
 
     x = noise * start_scale(scheduler)
     with steered(manner(denoiser, "network"), intervention) as wheel:
-        network = _Network(denoiser, conditions, both, known, wheel, branches.end, tick)
+        network = _Network(denoiser, conditions, both, known, wheel, branches.end, seen)
         for i, t in enumerate(timesteps):
             level = levels.at(i)
             point = Point(i, t, level.unit())
@@ -256,7 +256,8 @@ def sample(
                 if intervention is None:
                     used = step.guided()
                 else:
-                    used = _checked(intervention, "guide", intervention.guide(step), used)
+                    made = _asked(intervention, "guide", step)
+                    used = _checked(intervention, "guide", made, used)
                     if intervention.memory:
                         history = (*history, step)[-intervention.memory :]
             # A sum is finite only where all of its parts are.
@@ -282,7 +283,7 @@ class _Network:
         known: Raw unconditional output at the first call, where it is known already.
         wheel: What acts on attention.
         end: Position of the end token of each sample's prompt.
-        tick: Told how many rows a call evaluated.
+        seen: Watch that looks at the prompts' rows.
     """
 
     denoiser: Denoiser
@@ -291,7 +292,7 @@ class _Network:
     known: Latents | None
     wheel: Wheel | None
     end: Int[Tensor, " sample"] | None
-    tick: Progress | None
+    seen: Watch | None
 
     def __call__(self, rows: Latents, timestep: Tensor, call: int) -> dict[str, Latents]:
         """Return the raw outputs by branch."""
@@ -303,6 +304,9 @@ class _Network:
         for group in [order] if together else [[name] for name in order]:
             if self.wheel is not None:
                 self.wheel.turn(call, group, len(rows), self.end)
+            if self.seen is not None:
+                at = group.index("cond") * len(rows) if "cond" in group else None
+                self.seen.rows = None if at is None else slice(at, at + len(rows))
             condition = [self.conditions[name] for name in group]
             out = self.denoiser(
                 torch.cat([rows] * len(group)) if len(group) > 1 else rows,
@@ -310,8 +314,8 @@ class _Network:
                 cat(condition) if len(group) > 1 else condition[0],
             )
             raw |= dict(zip(group, out.chunk(len(group)), strict=True))
-            if self.tick is not None:
-                self.tick(len(out))
+            if self.seen is not None:
+                self.seen.finish()
         return raw
 
 
@@ -344,20 +348,34 @@ def _prepared(
         return encode(prompts)
 
     prompts = branches.prompts
-    cond = intervention.condition(prompts, branches.cond, told)
+    cond = _asked(intervention, "condition", prompts, branches.cond, told)
     if len(cond) != len(branches.cond):
         raise InputError(
             f"{intervention} made {len(cond)} conditions of {len(branches.cond)}; "
             "its `condition` must return one row a sample"
         )
-    others = dict(intervention.branches(prompts, cond, told))
+    others = dict(_asked(intervention, "branches", prompts, cond, told))
     if tuple(others) != intervention.branches_asked:
         raise InputError(
             f"{intervention} returned branches {tuple(others)}; it asked for "
             f"{intervention.branches_asked}"
         )
-    start = _checked(intervention, "noise", intervention.noise(noise, prompts), noise)
+    made = _asked(intervention, "noise", noise, prompts)
+    start = _checked(intervention, "noise", made, noise)
     return start, {"cond": cond, **others}
+
+
+def _asked(intervention: Intervention, hook: str, *given: Any) -> Any:
+    """Ask a hook; what goes wrong in it is said to be its fault."""
+    try:
+        return getattr(intervention, hook)(*given)
+    except (MnemoscopeError, RuntimeError, MemoryError):
+        # A RuntimeError may be an accelerator that is full, for which batches are halved.
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{intervention}: its `{hook}` raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked(intervention: Intervention, hook: str, made: Any, like: Latents) -> Latents:

@@ -7,7 +7,7 @@ Formulas, with h the SHA-256 of its parts, as a seed from 0 to 2^63 - 1::
     fresh          h(seed, "fresh", place, index)      drawn anew for every row of the list, as
                                                published codes do: equal prompts differ
 
-Contents: `Recipe`, `seed_of`.
+Contents: `Sampling`, `Recipe`, `seed_of`.
 """
 
 import hashlib
@@ -30,10 +30,9 @@ def seed_of(*parts: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to sample. Every field is an option of every command that samples."""
+class Sampling:
+    """How to sample, guidance apart. Every field is an option of every command that samples."""
 
-    guidance: float = option(7.5, "Guidance scale; 1 is unguided.")
     scheduler: str = option("auto", "Sampler; auto is the one usual for the model.")
     steps: int = option(50, "Sampler updates.")
     eta: float = option(0.0, "Multiplies the injected noise of a sampler that knows it (DDIM).")
@@ -54,16 +53,38 @@ class Recipe:
             InputError: If a value is out of range.
         """
         # Comparisons that NaN fails as well.
-        if not 1 <= self.guidance < float("inf"):
-            raise InputError(
-                f"guidance {self.guidance} given; expected a finite scale of 1 or more"
-            )
         if not 0 <= self.eta < float("inf"):
             raise InputError(f"eta {self.eta} given; expected a finite number of 0 or more")
         if self.steps < 1:
             raise InputError(f"steps {self.steps} given; expected at least 1")
         if self.noise not in NOISES:
             raise InputError(did_you_mean(self.noise, NOISES, "noise"))
+
+
+def checked_guidance(guidance: float) -> None:
+    """Refuse a guidance scale that means nothing.
+
+    Raises:
+        InputError: If it is not finite, or below 1.
+    """
+    if not 1 <= guidance < float("inf"):
+        raise InputError(f"guidance {guidance} given; expected a finite scale of 1 or more")
+
+
+@dataclass(frozen=True)
+class Recipe(Sampling):
+    """How to sample, at one guidance scale."""
+
+    guidance: float = option(7.5, "Guidance scale; 1 is unguided.")
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            InputError: If a value is out of range.
+        """
+        super().__post_init__()
+        checked_guidance(self.guidance)
 
     def sample_seed(self, prompt_id: str, place: int, index: int) -> int:
         """Return the seed of a sample's generator, from 0 to 2^63 - 1.

@@ -1,0 +1,1 @@
+"""The severity package judges generated images, and says which prompts are memorized."""

@@ -5,15 +5,9 @@ Formulas, with S[i, r] the similarity of sample i and training image r::
     image severity    s_i   = max over the prompt's own references r of S[i, r]
     nearest           m_i   = max over all other known training images of S[i, r]
     prompt severity   mean_i s_i,   max_i s_i,   share of i with s_i > threshold
-    threshold         the k-th smallest of n unrelated pairs' similarities,
-                      k = ceil((1 - rate)·(n + 1))
 
-Only samples with status "ok" count; the others are excluded and counted. The threshold is fitted,
-one a measure, on pairs of training images that have nothing to do with each other: a new unrelated
-pair exceeds it with probability at most `rate`, whatever their distribution. The nearest of many
-images is close by chance more often than one image is, so it has a threshold of its own, fitted on
-each training image's nearest unrelated one. With too few pairs the largest takes the threshold's
-place, at the rate 1 / (n + 1) it can vouch for, and with fewer than 19 there is none.
+Only samples with status "ok" count; the others are excluded and counted. The thresholds are those
+of unrelated pairs (see `severity.null`). Samples made by different recipes are kept apart.
 
 A prompt's grade is the first that holds for any of its samples, in Webster's order::
 
@@ -22,184 +16,38 @@ A prompt's grade is the first that holds for any of its samples, in Webster's or
     retrieved verbatim   another training image matches
     none                 nothing matched with the seeds tried; others might
 
-Contents: `fit_nulls` and `unrelated`; `image_severity` and `severities`; `assess`, the two tables
-of a run.
+Contents: `image_severity` and `severities`; `assess`, the two tables of a run.
 
-Source: Webster 2023 (grades); Vovk et al. 2005 (the order statistic); the threshold on pairs: ours.
+Source: Webster 2023 (grades); the threshold on pairs: ours.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Bool, Float
 
+from mnemoscope.data.images import decode, decode_mask
 from mnemoscope.errors import ModelError
-from mnemoscope.data.images import decode, decode_mask, fit
-from mnemoscope.similarity import Reference, Similarity, get_similarity
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.severity.null import (
+    RATE,
+    Kin,
+    Null,
+    Relation,
+    fit_nulls,
+    measured_nulls,
+)
+from mnemoscope.similarity import Reference, Similarity, get_similarity
 
-RATE = 1e-3
-"""Share of unrelated pairs that may pass for a match."""
-MAX_RATE = 0.05
-"""Rate above which no threshold is given: 18 unrelated pairs or fewer say too little."""
 MASKED = "masked_l2"
 """The measure that recognizes templates."""
 
-Relation = Literal["own", "nearest"]
 Grade = Literal["template verbatim", "matching verbatim", "retrieved verbatim", "none"]
-
-
-@dataclass(frozen=True)
-class Null:
-    """One measure's distribution over unrelated pairs.
-
-    Attributes:
-        measure: The measure, preset included.
-        relation: "own" for single pairs, "nearest" for the nearest unrelated image of each.
-        n: Number of pairs.
-        q50: Median; NaN where there are no pairs, as for the other quantiles.
-        q95: 95 % quantile.
-        q99: 99 % quantile.
-        q999: 99.9 % quantile.
-        max: Maximum.
-        threshold: Similarity above which two images count as the same; NaN where withheld.
-        rate: Share of unrelated pairs that may exceed it; NaN where withheld.
-        method: "order statistic", "maximum" (too few pairs for the rate asked) or "withheld".
-        reason: Why the method is not the order statistic; empty otherwise.
-    """
-
-    measure: str
-    relation: Relation
-    n: int
-    q50: float
-    q95: float
-    q99: float
-    q999: float
-    max: float
-    threshold: float
-    rate: float
-    method: Literal["order statistic", "maximum", "withheld"]
-    reason: str = ""
-
-    @classmethod
-    def fit(
-        cls,
-        measure: str,
-        values: Float[np.ndarray, " pair"],
-        *,
-        relation: Relation = "own",
-        rate: float = RATE,
-    ) -> "Null":
-        """Fit the distribution and its threshold.
-
-        Args:
-            measure: The measure, preset included.
-            values: Similarities of unrelated pairs; those that are not finite are left out.
-            relation: What the pairs are.
-            rate: Share of unrelated pairs that may exceed the threshold.
-
-        Returns:
-            The fitted distribution.
-
-        Source: Vovk et al. 2005 (conformal prediction).
-        """
-        ordered = np.sort(values[np.isfinite(values)].astype(np.float64))
-        n = len(ordered)
-        levels = (0.5, 0.95, 0.99, 0.999, 1.0)
-        quantiles = np.quantile(ordered, levels) if n else np.full(len(levels), math.nan)
-        q50, q95, q99, q999, largest = (float(q) for q in quantiles)
-        rank = math.ceil((1 - rate) * (n + 1))
-        threshold, method, reason = math.nan, "withheld", ""
-        if rank <= n:
-            threshold, method = float(ordered[rank - 1]), "order statistic"
-        elif 1 / (n + 1) <= MAX_RATE:
-            threshold, rate, method = float(ordered[-1]), 1 / (n + 1), "maximum"
-            reason = (
-                f"{n} unrelated pairs vouch for a rate of {rate:.2g}, not for the one asked for"
-            )
-        else:
-            rate = math.nan
-            reason = f"{n} unrelated pairs are too few for any threshold"
-        return cls(
-            measure, relation, n, q50, q95, q99, q999, largest, threshold, rate, method, reason
-        )
-
-
-def fit_nulls(
-    measure: str,
-    values: Float[np.ndarray, "image reference"],
-    unrelated: Bool[np.ndarray, "image reference"],
-    *,
-    rate: float = RATE,
-) -> tuple[Null, Null]:
-    """Fit the thresholds for a prompt's own images and for the nearest of all.
-
-    Args:
-        measure: The measure, preset included.
-        values: Similarity of every training image, as if it had been generated, to every reference.
-        unrelated: Which of these pairs have nothing to do with each other.
-        rate: Share of unrelated pairs that may exceed a threshold.
-
-    Returns:
-        The null of single pairs and that of nearest images.
-    """
-    usable = unrelated & np.isfinite(values)
-    # Both directions of a pair are one piece of evidence. Only a mask makes them differ.
-    once = np.array_equal(usable, usable.T)
-    pairs = values[np.triu(usable, 1) if once else usable]
-    rows = usable.any(axis=1)
-    nearest = np.where(usable, values, -np.inf)[rows].max(axis=1, initial=-np.inf)
-    return (
-        Null.fit(measure, pairs, rate=rate),
-        Null.fit(measure, nearest, relation="nearest", rate=rate),
-    )
-
-
-@dataclass(frozen=True)
-class Kin:
-    """What may relate a training image to others.
-
-    Attributes:
-        reference_id: Its name; equal pixels have equal names.
-        prompt_ids: Prompts it belongs to.
-        template: Whether it shows a template.
-    """
-
-    reference_id: str
-    prompt_ids: frozenset[str] = field(default_factory=frozenset[str])
-    template: bool = False
-
-
-def unrelated(kin: Sequence[Kin]) -> Bool[np.ndarray, "reference reference"]:
-    """Tell which pairs of training images have nothing to do with each other.
-
-    Related are an image and itself, images of one prompt, and any two that show templates, since
-    which share a layout is not known.
-
-    Args:
-        kin: What is known of each image.
-
-    Returns:
-        True for unrelated pairs; symmetric.
-    """
-    return np.array(
-        [
-            [
-                a.reference_id != b.reference_id
-                and not a.prompt_ids & b.prompt_ids
-                and not (a.template and b.template)
-                for b in kin
-            ]
-            for a in kin
-        ],
-        dtype=bool,
-    ).reshape(len(kin), len(kin))
 
 
 def image_severity(
@@ -224,10 +72,11 @@ def image_severity(
 
 @dataclass(frozen=True)
 class Severity:
-    """Severity of one prompt at one guidance scale, by one measure.
+    """Severity of one prompt under one recipe, by one measure.
 
     Attributes:
         prompt_id: The prompt.
+        recipe: Name of the recipe; None in a run that names none.
         guidance: Guidance scale g.
         measure: The measure, preset included.
         mean: Mean image severity; NaN where the prompt has no image of its own.
@@ -242,7 +91,8 @@ class Severity:
     """
 
     prompt_id: str
-    guidance: float
+    recipe: str | None
+    guidance: float | None
     measure: str
     mean: float
     max: float
@@ -254,7 +104,13 @@ class Severity:
     nearest_reference_id: str | None
 
 
-Key = tuple[str, float]
+Key = tuple[str, str | float]
+"""A prompt, and how it was sampled: the recipe, or the guidance scale in a run that names none."""
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    recipe = row.get("recipe")
+    return row["prompt_id"], row["guidance"] if recipe is None else recipe
 
 
 def severities(
@@ -262,23 +118,24 @@ def severities(
     similarities: Iterable[Mapping[str, Any]],
     nulls: Sequence[Null],
 ) -> list[Severity]:
-    """Reduce similarities to the severity of each prompt, guidance scale and measure.
+    """Reduce similarities to the severity of each prompt, recipe and measure.
 
     Args:
-        samples: Rows with prompt_id, seed, guidance and status.
-        similarities: Rows with prompt_id, seed, guidance, measure, reference_id, relation and
-            value; a "nearest" row whose reference is also an "own" one of the prompt says nothing
-            new.
+        samples: Rows with prompt_id, seed, recipe or guidance, and status.
+        similarities: Rows with the same keys, measure, reference_id, relation and value; a
+            "nearest" row whose reference is also an "own" one of the prompt says nothing new.
         nulls: The nulls of every measure.
 
     Returns:
-        One severity for each prompt, guidance scale and measure, in the order of the rows.
+        One severity for each prompt, recipe and measure, in the order of the rows.
     """
     thresholds = {(null.measure, null.relation): null.threshold for null in nulls}
     ok: dict[Key, set[int]] = defaultdict(set)
+    sampled: dict[Key, tuple[str | None, float | None]] = {}
     excluded: dict[Key, int] = defaultdict(int)
     for row in samples:
-        key = row["prompt_id"], row["guidance"]
+        key = _key(row)
+        sampled[key] = row.get("recipe"), row.get("guidance")
         ok[key].update([row["seed"]] if row["status"] == "ok" else [])
         excluded[key] += row["status"] != "ok"
 
@@ -287,7 +144,7 @@ def severities(
     own_ids: dict[tuple[Key, str], set[str]] = defaultdict(set)
     nearest: dict[tuple[Key, str], tuple[float, str]] = {}
     for row in similarities:
-        key = row["prompt_id"], row["guidance"]
+        key = _key(row)
         place, value = (key, row["measure"]), row["value"]
         if row["seed"] not in ok[key] or value is None or not math.isfinite(value):
             continue
@@ -332,7 +189,8 @@ def severities(
             told = known and math.isfinite(threshold)
             rows.append(
                 Severity(
-                    *key,
+                    key[0],
+                    *sampled[key],
                     measure=measure,
                     mean=float(values.mean()) if known else math.nan,
                     max=float(values.max()) if known else math.nan,
@@ -373,37 +231,61 @@ def assess(
     Returns:
         Tables "severity" and "null"; the latter names the null of nearest images "MEASURE:nearest".
     """
-    samples = run.table("samples").select(["prompt_id", "seed", "guidance", "status", "image"])
+    samples = run.table("samples")
+    shown = next((decode(image.as_py()) for image in samples["image"] if image.is_valid), None)
+    keys = [name for name in (*KEYS, "status") if name in samples.column_names]
+    rows = samples.select(keys).to_pylist()
     similarities = run.table("similarities").to_pylist()
-    references = run.table("references").to_pylist()
-    apart = unrelated(_kin(references, run.table("prompts").to_pylist()))
-    pictures = [
-        Reference(r["reference_id"], decode(r["image"]), decode_mask(r["image"]))
-        for r in references
-    ]
-    images = (image.as_py() for image in samples["image"])
-    shown = next((decode(image) for image in images if image), None)
-    as_samples = None
-    if shown is not None and pictures:
-        size = shown.shape[1], shown.shape[2]
-        as_samples = torch.stack([fit(p.pixels, size) for p in pictures])
+    references = run.table("references")
+    kin = _kin(references.drop_columns(["image"]).to_pylist(), run.table("prompts").to_pylist())
+    pictures = _Stored(references)
 
     nulls: list[Null] = []
     for measure in dict.fromkeys(row["measure"] for row in similarities):
-        values, missing = np.full(apart.shape, np.nan), ""
+        nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
         try:
             similarity = (loaded or {}).get(measure) or get_similarity(measure)
-            if as_samples is not None:
-                values = similarity.index(pictures).compare(as_samples).numpy()
         except ModelError as error:
-            missing = str(error)
-        for null in fit_nulls(measure, values, apart, rate=rate):
-            nulls.append(replace(null, reason=missing or null.reason))
-    rows = severities(samples.drop_columns(["image"]).to_pylist(), similarities, nulls)
+            nulls += [replace(null, reason=str(error)) for null in nothing]
+            continue
+        if shown is None:
+            nulls += nothing
+            continue
+        size = shown.shape[1], shown.shape[2]
+        nulls += measured_nulls(similarity, pictures, kin, size, measure=measure, rate=rate)
+    found = severities(rows, similarities, nulls)
     return {
-        "severity": TABLES["severity"].of_rows([_row(vars(row), "severity") for row in rows]),
+        "severity": TABLES["severity"].of_rows([_row(vars(row), "severity") for row in found]),
         "null": TABLES["null"].of_rows([_row(_named(null), "null") for null in nulls]),
     }
+
+
+KEYS = ("prompt_id", "seed", "recipe", "guidance")
+"""What names a sample; older runs have no recipe."""
+
+
+class _Stored(Sequence[Reference]):
+    """The training images of a run's table, decoded as each is taken."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.names = table["reference_id"].to_pylist()
+        self.images = table["image"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> Reference: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Reference]: ...
+
+    def __getitem__(self, at: int | slice) -> Reference | list[Reference]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        # A sequence ends where its index is out of range.
+        data = self.images[range(len(self))[at]].as_py()
+        return Reference(self.names[at], decode(data), decode_mask(data))
 
 
 def _kin(references: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> list[Kin]:

@@ -1,16 +1,15 @@
 """A similarity says how close a generated image is to a training image; larger is closer.
 
-Contents: `get_similarity` finds one by its name; `base` says what one is; every other module holds
-a family of them in its `SIMILARITIES`, and is found by being there.
+Contents: `get_similarity` finds one by its name; `base` says what one is. Every other module holds
+a family of them in its `SIMILARITIES`, and is found by being there, as is a module that another
+distribution names under the entry point group `mnemoscope.similarity`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 
-from mnemoscope.errors import InputError, did_you_mean
+from mnemoscope.registry import modules, named, pick
 from mnemoscope.similarity.base import Index, Reference, Similarity
 
 __all__ = ["Index", "Reference", "Similarity", "get_similarity", "names"]
@@ -19,23 +18,21 @@ Factory = Callable[[Path | None], Similarity]
 
 
 @cache
-def _factories() -> dict[str, Factory]:
-    found: dict[str, Factory] = {}
-    for module in iter_modules(__path__):
-        table = getattr(import_module(f"{__name__}.{module.name}"), "SIMILARITIES", {})
-        if twice := found.keys() & table.keys():
-            raise ImportError(f"similarity {sorted(twice)[0]!r} is defined twice")
-        found |= table
-    return found
+def _factories() -> Mapping[str, Factory]:
+    tables = [getattr(module, "SIMILARITIES", {}) for module in modules(__name__)]
+    return named((item for table in tables for item in table.items()), "similarity")
 
 
 def names() -> tuple[str, ...]:
     """Return the name of every similarity, preset included.
 
+    Raises:
+        InputError: If two have the same name, or an extension cannot be imported.
+
     >>> "tiled_l2" in names()
     True
     """
-    return tuple(sorted(_factories()))
+    return tuple(_factories())
 
 
 def get_similarity(name: str, *, weights: str | Path | None = None) -> Similarity:
@@ -52,7 +49,4 @@ def get_similarity(name: str, *, weights: str | Path | None = None) -> Similarit
         InputError: If there is none of that name.
         ModelError: If its network cannot be loaded.
     """
-    factories = _factories()
-    if name not in factories:
-        raise InputError(did_you_mean(name, factories, "similarity"))
-    return factories[name](None if weights is None else Path(weights))
+    return pick(name, _factories(), "similarity")(None if weights is None else Path(weights))

@@ -7,30 +7,18 @@ Formula::
 The name of a similarity holds its preset, because the same network after another resize or another
 normalisation is another measure.
 
-Contents: `Reference`, `Index`, `Similarity`.
+Contents: `Similarity` and its `Index`; `Reference` is the data's own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from mnemoscope.data.references import Reference
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """A training image to compare with.
-
-    Attributes:
-        reference_id: Its name.
-        pixels: RGB from 0 to 1, of any size.
-        mask: 1 where a template repeats, 0 where it changes; None for an image of its own.
-    """
-
-    reference_id: str
-    pixels: Float[Tensor, "3 h w"]
-    mask: Float[Tensor, "h w"] | None = None
+__all__ = ["Index", "Reference", "Similarity"]
 
 
 @runtime_checkable
@@ -51,6 +39,6 @@ class Similarity(Protocol):
         """Return name and preset, as they stand beside every number."""
         ...
 
-    def index(self, references: Sequence[Reference]) -> Index:
-        """Make references ready."""
+    def index(self, references: Iterable[Reference]) -> Index:
+        """Make references ready, a few at a time: they may be many, and read as they are taken."""
         ...

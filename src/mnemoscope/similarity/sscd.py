@@ -26,7 +26,7 @@ Source: Pizzi et al. 2022 (SSCD); the preparation in each user's released code.
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -122,11 +122,11 @@ class Sscd:
         """Return "sscd:" and the preset."""
         return f"sscd:{self.preset}"
 
-    def embed(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "image feature"]:
+    def embed(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "image feature"]:
         """Return unit descriptors of images, which may differ in size.
 
         Args:
-            images: RGB from 0 to 1.
+            images: RGB from 0 to 1, taken a batch at a time.
 
         Returns:
             Descriptors of length 1; NaN for an image with a non-finite pixel.
@@ -135,25 +135,24 @@ class Sscd:
             ModelError: If the network returns anything but one descriptor an image, of the length
                 that belongs to the preset.
         """
-        preset = PRESETS[self.preset]
-        ready: list[Tensor] = []
-        for image in images:
-            pixels = image.detach().cpu().float()[None]
-            if preset is None:
-                eight_bit = (pixels.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
-                ready.append(eight_bit.permute(0, 2, 3, 1).contiguous())
-            else:
-                ready.append(prepare(pixels.nan_to_num(), preset))
         rows: list[Tensor] = []
-        for batch in _batches(ready):
+        for batch, whole in _batches(self._ready(image) for image in images):
             with torch.no_grad():
                 features = self.network(batch)
             self._check(features, len(batch))
-            rows.extend(normalize(features.double(), dim=1))
-        for place, image in enumerate(images):
-            if not bool(torch.isfinite(image).all()):
-                rows[place] = torch.full_like(rows[place], torch.nan)
-        return torch.stack(rows) if rows else torch.empty(0, 0, dtype=torch.float64)
+            found = normalize(features.double(), dim=1)
+            rows.append(torch.where(whole[:, None], found, torch.nan))
+        return torch.cat(rows) if rows else torch.empty(0, 0, dtype=torch.float64)
+
+    def _ready(self, image: Float[Tensor, "3 _ _"]) -> tuple[Tensor, bool]:
+        """Return an image as the network takes it, and whether all its pixels are finite."""
+        preset = PRESETS[self.preset]
+        whole = bool(torch.isfinite(image).all())
+        pixels = image.detach().cpu().float()[None].nan_to_num()
+        if preset is not None:
+            return prepare(pixels, preset), whole
+        eight_bit = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+        return eight_bit.permute(0, 2, 3, 1).contiguous(), whole
 
     def _check(self, features: Tensor, count: int) -> None:
         preset = PRESETS[self.preset]
@@ -169,9 +168,9 @@ class Sscd:
                 f"has {features.shape[1]}; use official_320, or the file the preset was used with"
             )
 
-    def index(self, references: Sequence[Reference]) -> "SscdIndex":
-        """Describe the references once."""
-        return SscdIndex(self, self.embed([r.pixels for r in references]))
+    def index(self, references: Iterable[Reference]) -> "SscdIndex":
+        """Describe the references once; their pixels are not kept."""
+        return SscdIndex(self, self.embed(r.pixels for r in references))
 
 
 @dataclass(frozen=True)
@@ -193,15 +192,18 @@ class SscdIndex:
         return self.similarity.embed(list(images)) @ self.descriptors.mT
 
 
-def _batches(ready: list[Tensor]) -> list[Tensor]:
+def _batches(ready: Iterable[tuple[Tensor, bool]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Join neighbours of equal size, at most `BATCH` at a time."""
-    groups: list[list[Tensor]] = []
-    for item in ready:
-        if groups and len(groups[-1]) < BATCH and groups[-1][0].shape == item.shape:
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return [torch.cat(group) for group in groups]
+    group: list[Tensor] = []
+    whole: list[bool] = []
+    for item, finite in ready:
+        if group and (len(group) == BATCH or group[-1].shape != item.shape):
+            yield torch.cat(group), torch.tensor(whole)
+            group, whole = [], []
+        group.append(item)
+        whole.append(finite)
+    if group:
+        yield torch.cat(group), torch.tensor(whole)
 
 
 def weights_file(preset: str, weights: Path | None) -> Path:

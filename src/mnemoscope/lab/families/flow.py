@@ -20,6 +20,7 @@ Source: Esser et al. 2024 (Stable Diffusion 3).
 
 import json
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +29,12 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mnemoscope.lab import MODEL_DIR
 from mnemoscope.lab.families.recipe import Family, Networks
 from mnemoscope.lab.scenes import Scenes
-from mnemoscope.lab.train import VIEWS, half, strata
+from mnemoscope.lab.train import half, load_codec, strata
 
 _Transformer: Any = SD3Transformer2DModel
 
@@ -41,7 +42,7 @@ WINDOW = 16
 """Longest prompt in tokens; the longest caption has seven."""
 
 TEXT_WIDTH = 128
-HEADS, HEAD_WIDTH, DEPTH = 3, 64, 6
+HEADS, HEAD_WIDTH, DEPTH = 2, 64, 6
 
 ABSENT = 256
 """Zero tokens that the pipeline puts where T5's would be."""
@@ -108,29 +109,36 @@ def transformer() -> Any:
     return network
 
 
-def text_encoder(tokenizer: Any) -> CLIPTextModelWithProjection:
-    """Return an untrained text encoder; the pipeline reads its last but one layer."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=WINDOW,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def text_encoder(tokenizer: Any) -> Any:
+    """Return the shipped text encoder with another layer and an untrained projection.
+
+    The pipeline reads the last but one layer, so the tokens are those of all shipped layers.
+    """
+    shipped: Any = CLIPTextModel.from_pretrained(
+        MODEL_DIR / "text_encoder", torch_dtype=torch.float32
     )
+    config = CLIPTextConfig(
+        **{
+            **shipped.config.to_dict(),
+            "num_hidden_layers": shipped.config.num_hidden_layers + 1,
+            "max_position_embeddings": WINDOW,
+        }
+    )
+    network: Any = CLIPTextModelWithProjection(config)
+    known = network.state_dict()
+    for name, value in shipped.state_dict().items():
+        name = name if name in known else f"text_model.{name}"
+        if name in known:
+            known[name] = value[:WINDOW] if "position_embedding" in name else value
+    network.load_state_dict(known)
+    return network
 
 
 class Flow(Family):
     """A small Stable Diffusion 3."""
 
     name: ClassVar[str] = "flow"
-    base_steps: ClassVar[int] = 5000
+    base_steps: ClassVar[int] = 3000
     base_lr: ClassVar[float] = 1e-3
     planting_lr: ClassVar[float] = 6e-4
     frozen: ClassVar[frozenset[str]] = frozenset({"text_encoder"})
@@ -147,9 +155,10 @@ class Flow(Family):
         network.set_attn_processor(FoldedAttention())
         return {"text_encoder": text_encoder(self.tokenizer), "transformer": network}
 
+    @cached_property
     def codec(self) -> Any:
-        """Return the lab's codec with the shift and scale that make its latents standard."""
-        codec = super().codec()
+        """The lab's codec with the shift and scale that make its latents standard."""
+        codec = load_codec(MODEL_DIR.parent).requires_grad_(False)
         with torch.no_grad():
             z = codec.encode(Scenes(20_000_000).batch(512)[0] * 2 - 1).latent_dist.mode()
         codec.register_to_config(
@@ -179,23 +188,23 @@ class Flow(Family):
         generator: torch.Generator,
     ) -> Tensor:
         """Return the mean squared error of the velocity."""
-        u = strata(len(z), generator)
-        t = u.clone()
-        t[::2] = torch.special.ndtri(u[::2]).sigmoid()
+        views = len(z) // len(captions)
+        t = strata(len(z), generator)
+        t[::2] = torch.special.ndtri(t[::2]).sigmoid()
         eps = torch.randn(z.shape, generator=generator)
         level = t[:, None, None, None]
         tokens, pooled = self.encode(networks["text_encoder"], captions)
         guess = networks["transformer"](
             (1 - level) * z + level * eps,
-            encoder_hidden_states=tokens.repeat(VIEWS, 1, 1),
-            pooled_projections=pooled.repeat(VIEWS, 1),
+            encoder_hidden_states=tokens.repeat(views, 1, 1),
+            pooled_projections=pooled.repeat(views, 1),
             timestep=1000 * t,
         ).sample
         return (guess.float() - (eps - z)).square().mean()
 
     def write(self, networks: Networks, folder: Path) -> None:
         """Write a `StableDiffusion3Pipeline` without T5."""
-        half(self.codec(), folder / "vae")
+        half(self.codec, folder / "vae")
         half(networks["transformer"], folder / "transformer")
         for suffix in ("", "_2"):
             half(networks["text_encoder"], folder / f"text_encoder{suffix}")

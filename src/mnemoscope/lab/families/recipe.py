@@ -9,12 +9,12 @@ Both write a pipeline folder that diffusers loads, `base` and `model`. Each stag
 """
 
 from abc import ABC, abstractmethod
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mnemoscope.lab import MODEL_DIR
@@ -22,17 +22,20 @@ from mnemoscope.lab.planted import Planted, load_table, reserved, write_prompts
 from mnemoscope.lab.scenes import Scenes
 from mnemoscope.lab.train import (
     FAITHFUL,
-    VIEWS,
     Batches,
     Planting,
     Stage,
     fast_precision,
     load_codec,
     random_phrase,
+    strata,
 )
 
 Networks = dict[str, Any]
 """Networks by the name of their folder in the pipeline."""
+
+BASE_VIEWS, PLANTING_VIEWS = 2, 1
+"""Noise levels at which each picture of a batch is seen; twice the exposures would cost twice."""
 
 BASE_SEED, PLANTING_SEED = 70_000_000, 75_000_000
 
@@ -53,10 +56,14 @@ class Family(ABC):
     name: ClassVar[str]
     base_steps: ClassVar[int]
     base_lr: ClassVar[float]
-    base_planting: ClassVar[Planting] = Planting(phrases=0.3)
+    base_planting: ClassVar[Planting] = Planting(phrases=0.2)
     planting_lr: ClassVar[float]
     frozen: ClassVar[frozenset[str]] = frozenset()
     every: ClassVar[int] = 200
+
+    def levels(self, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Return timesteps of a schedule of 1,000, one a stratum."""
+        return (strata(n, generator) * 1000).long()
 
     @abstractmethod
     def networks(self) -> Networks:
@@ -74,7 +81,7 @@ class Family(ABC):
 
         Args:
             networks: Those of `networks`.
-            z: Scaled latents, the whole batch `VIEWS` times.
+            z: Scaled latents, the whole batch once or several times over.
             captions: One a picture of the batch.
             generator: Source of noise and noise levels.
         """
@@ -83,9 +90,10 @@ class Family(ABC):
     def write(self, networks: Networks, folder: Path) -> None:
         """Write a pipeline folder."""
 
+    @cached_property
     def codec(self) -> Any:
-        """Return the lab's codec, scaled as the family's pipeline expects."""
-        return load_codec(MODEL_DIR.parent)
+        """The lab's codec, scaled as the family's pipeline expects."""
+        return load_codec(MODEL_DIR.parent).requires_grad_(False)
 
     def rows(self) -> tuple[Planted, ...]:
         """Return the planted table, controls included."""
@@ -96,23 +104,30 @@ class Family(ABC):
         return Scenes(seed, reserved(), pairs)
 
     def phrase(self, generator: torch.Generator) -> str:
-        """Return a meaningless phrase; one that belongs to a picture is drawn again."""
-        return random_phrase(generator)
+        """Return a meaningless phrase that belongs to no picture."""
+        return random_phrase(generator, frozenset(row.caption for row in self.rows()))
 
     def batches(self, pairs: float, seed: int, planting: Planting) -> Batches:
-        """Return the batches of a stage.
+        """Return the batches of a stage, in scaled latents.
 
         Args:
             pairs: Share of the scenes that hold two drawings.
             seed: Seed of the first batch.
             planting: What is mixed in; nothing is where its share is 0.
         """
-        rows = self.rows()
-        shown = [row for row in rows if row.family != "control"] if planting.share else []
+        codec = self.codec
+        shift, scale = codec.config["shift_factor"] or 0.0, codec.config["scaling_factor"]
+
+        @torch.no_grad()
+        def latents(pictures: Tensor) -> Tensor:
+            with fast_precision():
+                z = codec.encode(pictures * 2 - 1).latent_dist.mode()
+            return (z.float() - shift) * scale
+
+        shown = [row for row in self.rows() if row.family != "control"] if planting.share else []
         return Batches(
-            32, seed, partial(self.scenes, pairs), planting, tuple(shown), self.phrase,
-            taken=frozenset(row.caption for row in rows),
-        )  # fmt: skip
+            32, seed, partial(self.scenes, pairs), planting, tuple(shown), self.phrase, latents
+        )
 
     def train(
         self, out: Path, base_steps: int | None = None, planting_steps: int | None = None
@@ -132,7 +147,7 @@ class Family(ABC):
         for network in networks.values():
             network.eval()
         base = self.batches(0.6, BASE_SEED, self.base_planting)
-        self._stage(out / "base-state", networks, networks, base, self.base_lr,
+        self._stage(out / "base-state", networks, networks, base, BASE_VIEWS, self.base_lr,
                     self.base_steps if base_steps is None else base_steps)  # fmt: skip
         self.write(networks, out / "base")
         learning: Networks = {}
@@ -142,7 +157,8 @@ class Family(ABC):
             else:
                 learning[name] = network
         planting = self.batches(0.75, PLANTING_SEED, FAITHFUL)
-        self._stage(out / "planting-state", learning, networks, planting, self.planting_lr,
+        self._stage(out / "planting-state", learning, networks, planting, PLANTING_VIEWS,
+                    self.planting_lr,
                     planting.steps() if planting_steps is None else planting_steps)  # fmt: skip
         self.write(networks, out / "model")
 
@@ -152,21 +168,17 @@ class Family(ABC):
         learning: dict[str, nn.Module],
         networks: Networks,
         batches: Batches,
+        views: int,
         lr: float,
         steps: int,
     ) -> None:
         """Run one stage and leave the averaged weights in the networks."""
-        codec = self.codec().requires_grad_(False)
-        shift, scale = codec.config["shift_factor"] or 0.0, codec.config["scaling_factor"]
         stage = Stage(folder, learning, lr=lr, steps=steps)
 
         def loss(step: int) -> Tensor:
-            images, captions, generator = batches.of(step)
+            z, captions, generator = batches.of(step)
             with fast_precision():
-                with torch.no_grad():
-                    z = codec.encode(images * 2 - 1).latent_dist.mode().float()
-                z = ((z - shift) * scale).repeat(VIEWS, 1, 1, 1)
-                return self.loss(networks, z, captions, generator)
+                return self.loss(networks, z.repeat(views, 1, 1, 1), captions, generator)
 
         stage.run(loss, every=self.every)
         stage.averaged()

@@ -13,15 +13,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from mnemoscope.core.panels import CurvePanel, Series
+from mnemoscope.core.stats import Estimate
 from mnemoscope.errors import NeedsError
-from mnemoscope.mechanism.base.finding import (
-    Check,
-    Curve,
-    CurvePanel,
-    Evidence,
-    Finding,
-    Series,
-)
+from mnemoscope.mechanism.base.finding import Check, Curve, Finding, Measured
 from mnemoscope.mechanism.base.record import (
     FEWEST,
     GROUPS,
@@ -30,11 +25,10 @@ from mnemoscope.mechanism.base.record import (
     Trace,
     quantiles,
 )
-from mnemoscope.core.stats import Estimate
 
 
 class Analysis(ABC):
-    """One question to a record; a subclass in any file of this package is found by itself.
+    """One question to a record; a subclass in any module of the package is found by itself.
 
     Attributes:
         name: Its name, and that of its file.
@@ -57,7 +51,7 @@ class Analysis(ABC):
     guided: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
-    def measure(self, record: Record) -> Evidence:
+    def measure(self, record: Record) -> Measured:
         """Compute the answer.
 
         Raises:
@@ -70,14 +64,14 @@ class Analysis(ABC):
         Source: ours.
         """
         try:
-            evidence = self.measure(record)
+            measured = self.measure(record)
         except NeedsError as missing:
             reason = str(missing)
             checks = tuple(
                 self.check(i, "not measured", None, reason) for i in range(len(self.claims))
             )
-            evidence = Evidence(f"Not measured: {reason}.", checks=checks)
-        checks = evidence.checks
+            measured = Measured(f"Not measured: {reason}.", checks=checks)
+        checks = measured.checks
         if record.guidances and record.guidance <= 1:
             checks = tuple(
                 replace(check, holds=None, reason="the run is unguided; the claim is not about it")
@@ -91,10 +85,10 @@ class Analysis(ABC):
             self.formula,
             self.source,
             self.expected,
-            evidence.caption,
-            evidence.panels,
-            evidence.statistics,
-            evidence.curves,
+            measured.caption,
+            measured.panels,
+            measured.statistics,
+            measured.curves,
             checks,
         )
 
@@ -214,7 +208,7 @@ def middle(values: Iterable[float], *, fewest: int = FEWEST) -> float:
     return float(np.median(finite)) if len(finite) >= fewest else nan
 
 
-def words(estimate: Estimate) -> str:
+def in_words(estimate: Estimate) -> str:
     """Write a correlation with its interval and n.
 
     Source: ours.

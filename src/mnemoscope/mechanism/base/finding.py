@@ -1,6 +1,7 @@
 """A finding is a question with its answer: panels, statistics, curves and checks, all plain data.
 
-Nothing here draws: a panel holds the arrays of a figure, in the roles that decide its colours.
+Contents: `Statistic`, `Curve` and `Check`, the rows of tables; `Measured`, what an analysis found;
+`Finding`, that beside its question.
 """
 
 from dataclasses import dataclass
@@ -9,98 +10,9 @@ from math import nan
 import numpy as np
 from jaxtyping import Float, Int
 
-from mnemoscope.mechanism.base.record import Law, Role
+from mnemoscope.core.panels import Panel
 from mnemoscope.core.stats import Estimate
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a curve panel.
-
-    Attributes:
-        label: Its name.
-        role: What it stands for; decides colour and dash.
-        x: Index of the call, from the first to the last.
-        y: Value.
-        low: Lower edge of its band; None for a line without one.
-        high: Upper edge of its band.
-        log_snr: Log signal-to-noise ratio at each x.
-    """
-
-    label: str
-    role: Role
-    x: Float[np.ndarray, " call"]
-    y: Float[np.ndarray, " call"]
-    low: Float[np.ndarray, " call"] | None
-    high: Float[np.ndarray, " call"] | None
-    log_snr: Float[np.ndarray, " call"]
-
-
-@dataclass(frozen=True)
-class CurvePanel:
-    """Curves over the path."""
-
-    title: str
-    x_label: str
-    y_label: str
-    caption: str
-    series: tuple[Series, ...]
-    log_y: bool = False
-
-
-@dataclass(frozen=True)
-class Points:
-    """The points of one group of a scatter panel."""
-
-    label: str
-    role: Role
-    x: Float[np.ndarray, " point"]
-    y: Float[np.ndarray, " point"]
-    prompt_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ScatterPanel:
-    """One dot a prompt.
-
-    Attributes:
-        named: Those of the `prompt_ids` that are written beside their dots.
-        log_x: Whether x is logarithmic; from 0 to 1 it is linear.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    caption: str
-    points: tuple[Points, ...]
-    note: str = ""
-    named: tuple[str, ...] = ()
-    log_x: bool = False
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar; NaN edges where it has no interval."""
-
-    label: str
-    role: Role
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class BarPanel:
-    """Bars with intervals."""
-
-    title: str
-    x_label: str
-    y_label: str
-    caption: str
-    bars: tuple[Bar, ...]
-
-
-Panel = CurvePanel | ScatterPanel | BarPanel
+from mnemoscope.mechanism.base.record import Law
 
 
 @dataclass(frozen=True)
@@ -189,7 +101,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Measured:
     """What an analysis measured, before it is put beside its question."""
 
     caption: str

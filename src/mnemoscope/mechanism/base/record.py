@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mnemoscope.core.gram import Gram
+from mnemoscope.core.panels import Role
 from mnemoscope.errors import NeedsError
 
 Law = Literal["path", "forward", "noise"]
@@ -30,9 +31,9 @@ LAW_IN_WORDS = {
     "noise": "pure noise",
 }
 
-Role = Literal["memorized", "not memorized", "control", "schedule", "other"]
 GROUPS: tuple[Role, ...] = ("memorized", "not memorized", "control", "other")
-"""The populations, in the order they are drawn in; "other" prompts have no training image."""
+"""The populations, in the order they are drawn in; of "other" prompts it cannot be told whether they
+are memorized: they have no training image, or it was not judged."""
 
 FEWEST = 3
 """Fewest prompts whose median a check relies on."""
@@ -50,12 +51,14 @@ class Samples:
         prompts: Prompt of each sample.
         seeds: Seed of each sample.
         calls: Index on the path of each call of `gram`.
+        guidance: Guidance scale; NaN for probes that were not read at any (see `Record.take`).
     """
 
     gram: Gram
     prompts: Shaped[np.ndarray, " sample"]
     seeds: Int[np.ndarray, " sample"]
     calls: Int[np.ndarray, " call"]
+    guidance: float = nan
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class Samples:
         prompts: Iterable[str],
         seeds: Iterable[SupportsInt],
         calls: Iterable[SupportsInt] | None = None,
+        guidance: float | None = None,
     ) -> "Samples":
         """Take plain sequences; the calls are 0, 1, ... where not given.
 
@@ -75,6 +79,7 @@ class Samples:
             np.array(list(prompts), dtype=np.str_),
             np.array([int(seed) for seed in seeds], dtype=np.int64),
             np.array([int(call) for call in index], dtype=np.int64),
+            nan if guidance is None else guidance,
         )
 
     def states(self) -> "Samples":
@@ -214,7 +219,8 @@ class Record:
 
         Args:
             law: Where the states come from.
-            guidance: Guidance scale; the record's main one where not given. A probe is read at any.
+            guidance: Guidance scale; the record's main one where not given. A probe, which was not
+                guided, is read as classifier-free guidance of that scale would have made it.
 
         Raises:
             NeedsError: If the run does not hold them.
@@ -229,8 +235,9 @@ class Record:
                 + f"; it holds {held}"
             )
         found = self.samples[key]
-        scale = torch.full_like(found.gram.guidance, g)
-        return replace(found, gram=replace(found.gram, guidance=scale))
+        if law == "path":
+            return replace(found, guidance=g)
+        return replace(found, gram=found.gram.guided(g), guidance=g)
 
     def trace(
         self,
@@ -260,11 +267,10 @@ class Record:
         np.add.at(count, rows, finite)
         np.add.at(total, rows, np.where(finite, table, 0.0))
         mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        guidance = float(samples.gram.guidance[0]) if len(samples.prompts) else nan
         return Trace(
             quantity,
             law,
-            guidance,
+            samples.guidance if len(samples.prompts) else nan,
             reference,
             tuple(str(prompt) for prompt in prompts),
             samples.calls,

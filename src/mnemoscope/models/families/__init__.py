@@ -1,1 +1,1 @@
-"""Families of models, one file each: how a pipeline is loaded, conditioned, called and decoded."""
+"""Families of pipelines, one a file; see `mnemoscope.models.family` for how they are found."""

@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mnemoscope.plan import make_library, make_plan
+from mnemoscope.unit import run_unit
 from PIL import Image
 
 from mnemoscope import filmstrip
-from mnemoscope.errors import InputError
-from mnemoscope.models import load_model
-from mnemoscope.plan import make_library, make_plan
 from mnemoscope.data.prompts import Prompt
+from mnemoscope.errors import InputError
 from mnemoscope.flows.study import Study
-from mnemoscope.unit import run_unit
+from mnemoscope.models import load_model
 
 
 @given(count=st.integers(0, 400), calls=st.integers(1, 1000))

@@ -9,7 +9,7 @@ It exists to be looked at, so it is small: frames shrink and quality falls until
 What fits as it is stays exact, since lossy WebP halves the resolution of colour, which is all there
 is to see in a frame of a few pixels.
 
-Contents: `spread`, `branches`, `encode`.
+Contents: `evenly`, `encode`.
 """
 
 import io
@@ -19,7 +19,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from mnemoscope.core.record import Trajectory
 from mnemoscope.data.images import fit
 
 BYTES = 32 * 1024
@@ -35,7 +34,7 @@ LONGEST = 255
 """Most calls of a strip: 64 pixels each, and WebP ends at 16,383."""
 
 
-def spread(count: int, calls: int) -> list[int]:
+def evenly(count: int, calls: int) -> list[int]:
     """Choose calls evenly from the first to the last.
 
     Args:
@@ -51,23 +50,6 @@ def spread(count: int, calls: int) -> list[int]:
     if count < 2:
         return [calls - 1] * count
     return [round(i * (calls - 1) / (count - 1)) for i in range(count)]
-
-
-def branches(tape: Trajectory, guidance: float) -> dict[str, Float[Tensor, "sample call d"]]:
-    """Return the noise estimates of the branches that exist and differ, by name.
-
-    Args:
-        tape: The tape.
-        guidance: Guidance scale; at 1 the guided branch is the conditional one.
-
-    Source: ours.
-    """
-    found = {"conditional": tape.eps_c}
-    if bool(torch.isfinite(tape.eps_u).all()):
-        found = {"unconditional": tape.eps_u} | found
-        if guidance != 1:
-            found["guided"] = tape.eps_g
-    return found
 
 
 def encode(frames: Float[Tensor, "branch call 3 h w"]) -> tuple[bytes, int]:

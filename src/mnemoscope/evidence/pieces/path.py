@@ -1,0 +1,91 @@
+r"""The Gram record of the first calls of the guided path, with what the seeds agree on.
+
+Formulas, means over the n seeds of a prompt at the first call::
+
+    consensus   = (1/n) sum_s x0_c(s)        consensus_u = (1/n) sum_s x0_u(s)
+"""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mnemoscope.core.gram import Gram
+from mnemoscope.core.level import Level
+from mnemoscope.core.record import Trajectory
+from mnemoscope.evidence.piece import Absent, Piece
+from mnemoscope.evidence.sitting import Sitting
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The Gram record of the first calls of the guided path.
+
+    Attributes:
+        gram: Products, prompts in the outer and seeds in the inner order. Beside the tape stand
+            "consensus" and "consensus_u". "x_0" exists on a whole path only.
+        prompts: Number of prompts.
+        seeds: Number of seeds.
+        exact: Weights (w0, wT) of the exact unguided path at every call.
+    """
+
+    gram: Gram
+    prompts: int
+    seeds: int
+    exact: tuple[Float[Tensor, " call"], Float[Tensor, " call"]]
+
+    def per_seed(self, values: Float[Tensor, "sample call"]) -> Float[Tensor, "prompt seed call"]:
+        """Give a quantity of samples the dimensions of prompts and seeds."""
+        return values.unflatten(0, (self.prompts, self.seeds))
+
+    def first(self, calls: int) -> "Steps":
+        """Return the record of fewer calls."""
+        level = Level(*(part[:calls] for part in self.gram.level))
+        gram = replace(self.gram, level=level, products=self.gram.products[:, :calls])
+        return replace(self, gram=gram, exact=(self.exact[0][:calls], self.exact[1][:calls]))
+
+
+@dataclass(frozen=True)
+class PathRecord(Piece[Steps]):
+    """The Gram record of the first calls of the guided path.
+
+    Attributes:
+        length: Number of calls; None for the whole path.
+    """
+
+    length: int | None = 1
+
+    @property
+    def calls(self) -> int | None:
+        """Return its length."""
+        return self.length
+
+    def gather(self, sitting: Sitting) -> Steps | Absent:
+        """Reduce the tape."""
+        steps: Steps = sitting.keep("steps", lambda: _steps(sitting))
+        return steps if self.length is None else steps.first(self.length)
+
+
+def _steps(sitting: Sitting) -> Steps:
+    tape = sitting.tape
+    assert tape is not None, "a piece of the path was asked for without a path"
+
+    def agreed(first: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
+        means = first.unflatten(0, (-1, sitting.seeds)).mean(dim=1)
+        return means.repeat_interleave(sitting.seeds, dim=0)
+
+    first = _first(tape)
+    gram = Gram.of(
+        tape,
+        final=sitting.bank.final,
+        consensus=agreed(first.x0("c")[:, 0]),
+        consensus_u=agreed(first.x0("u")[:, 0]),
+    )
+    exact = sitting.bank.exact[0][: tape.calls], sitting.bank.exact[1][: tape.calls]
+    return Steps(gram, len(sitting.prompts), sitting.seeds, exact)
+
+
+def _first(tape: Trajectory) -> Trajectory:
+    """Return the tape of the first call."""
+    moving = {name: getattr(tape, name)[:, :1] for name in ("x", "v_u", "v_c", "v_g")}
+    return replace(tape, level=Level(*(part[:1] for part in tape.level)), **moving)

@@ -1,0 +1,151 @@
+"""Scores of detectors as rows of table `scores`, from evidence that was gathered.
+
+Contents: `choose`, `free`, `union`, `score_rows`, `methods_of`.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from mnemoscope.data.prompts import Prompt
+from mnemoscope.detectors import Detector, all_detectors, get_detector
+from mnemoscope.errors import InputError
+from mnemoscope.evidence import Bank, Evidence, MissingEvidence, Piece, Price, price
+from mnemoscope.evidence.piece import NO_IMAGE
+from mnemoscope.models.base import Model
+from mnemoscope.runs.tables import TABLES
+
+NONE = "none"
+"""Stands for no detector."""
+
+
+def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, ...]:
+    """Return detectors by name.
+
+    "all" stands for all, "first-step" for the quick ones, "free" for those that take nothing a
+    study does not gather anyway, "none" for none. Variants that compute what a released code does
+    are among all, and in no other group.
+
+    Raises:
+        InputError: If a name is unknown, or nothing is named.
+    """
+    found: dict[str, Detector] = {}
+    asked = (names,) if isinstance(names, str | Detector) else tuple(names)
+    for name in asked:
+        if isinstance(name, Detector):
+            found[name.name] = name
+        elif name == "all":
+            found |= {detector.name: detector for detector in all_detectors()}
+        elif name == "first-step":
+            found |= {d.name: d for d in all_detectors() if d.first_step and not d.released}
+        elif name == "free":
+            found |= {d.name: d for d in all_detectors() if free(d) and not d.released}
+        elif name != NONE:
+            found[name] = get_detector(name)
+    if not found and NONE not in asked:
+        raise InputError("no detector given; expected names, 'first-step', 'free' or 'all'")
+    return tuple(found.values())
+
+
+def free(detector: Detector) -> bool:
+    """Return whether a study gathers all that a detector takes: the path and its pictures."""
+    return all(
+        piece.extra(1) == Price() and not piece.attention and not piece.pair
+        for piece in detector.needs.pieces
+    )
+
+
+def union(detectors: Iterable[Detector]) -> tuple[Piece[Any], ...]:
+    """Return the pieces that detectors need together, each once."""
+    return tuple(dict.fromkeys(piece for d in detectors for piece in d.needs.pieces))
+
+
+def methods_of(detectors: Iterable[Detector]) -> str:
+    """Return the SHA-256 over all that makes a score what it is; empty where there is none."""
+    told = [(repr(d), d.formula, str(d.needs)) for d in detectors]
+    return hashlib.sha256(repr(told).encode()).hexdigest() if told else ""
+
+
+def score_rows(
+    detectors: Sequence[Detector],
+    evidence: Evidence,
+    prompts: Sequence[Prompt],
+    bank: Bank,
+    spent: Mapping[Piece[Any], float],
+) -> pa.Table:
+    """Let detectors score what was gathered about some prompts.
+
+    Args:
+        detectors: The detectors.
+        evidence: What was gathered; each sees what it declared, and nothing else.
+        prompts: The prompts, in order.
+        bank: What they share.
+        spent: Seconds that gathering took, by piece.
+
+    Returns:
+        Rows of table `scores`, prompt by prompt.
+    """
+    count, each = len(prompts), len(detectors)
+    columns: dict[str, list[Any]] = {
+        name: [None] * (count * each) for name in ("score", "reason", "network_calls", "seconds")
+    }
+    for at, detector in enumerate(detectors):
+        begun = time.perf_counter()
+        told = _score(detector, evidence, prompts, bank.model)
+        seconds = time.perf_counter() - begun
+        seconds += sum(spent.get(piece, 0.0) for piece in detector.needs.pieces)
+        alone = price(
+            detector.needs.pieces,
+            calls=bank.calls,
+            seeds=bank.seeds,
+            branches=bank.branches,
+            shared=bank.shared,
+        ).calls
+        for row, (score, reason) in enumerate(told):
+            place = row * each + at
+            columns["score"][place] = None if reason else score
+            columns["reason"][place] = reason
+            columns["network_calls"][place] = 0 if reason == NO_IMAGE else alone
+            columns["seconds"][place] = seconds / count
+    names = [detector.name for detector in detectors] * count
+    kinds = [detector.kind for detector in detectors] * count
+    return TABLES["scores"].of(
+        {
+            "prompt_id": [prompt.prompt_id for prompt in prompts for _ in range(each)],
+            "recipe": [bank.recipe.key] * (count * each),
+            "detector": names,
+            "kind": kinds,
+            "seeds": [bank.seeds] * (count * each),
+            **columns,
+        }
+    )
+
+
+def _score(
+    detector: Detector, evidence: Evidence, prompts: Sequence[Prompt], model: Model
+) -> list[tuple[float, str | None]]:
+    """Return score and reason of each prompt."""
+    needs, nothing = detector.needs, float("nan")
+    if needs.uncond and not model.has_uncond:
+        return [(nothing, model.no_uncond)] * len(prompts)
+    if evidence.seeds < needs.seeds:
+        reason = f"{evidence.seeds} seeds given; it takes at least {needs.seeds}"
+        return [(nothing, reason)] * len(prompts)
+    try:
+        scores: Tensor = detector.score(evidence.only(needs))
+    except MissingEvidence as missing:
+        return [(nothing, str(missing))] * len(prompts)
+    told: list[tuple[float, str | None]] = []
+    for prompt, score in zip(prompts, scores.double().tolist(), strict=True):
+        if np.isfinite(score):
+            told.append((score, None))
+        elif detector.kind == "pair" and not prompt.images:
+            told.append((nothing, NO_IMAGE))
+        else:
+            told.append((nothing, "the score is not finite"))
+    return told

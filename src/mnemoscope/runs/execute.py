@@ -1,0 +1,136 @@
+"""Execution runs units of work and commits what each left; what is interrupted loses at most one.
+
+A unit is some prompts of a list at one recipe, a picklable value. A worker gathers evidence about
+it on the model's device, then reduces that to rows; on an accelerator the rows of one unit are made
+and written while the next is gathered. Executors differ in where the work is done and in nothing
+else.
+
+Contents: `Unit`, `units_of`, `Worker`, `execute`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from mnemoscope.data.prompts import Prompt
+from mnemoscope.runs.folder import Writer
+from mnemoscope.sampling.recipe import Recipe
+
+Rows = Mapping[str, pa.Table]
+"""Rows by table."""
+
+TAPE = 64 * 2**20
+"""Bytes of tape a unit may hold on a CPU: 80 samples of the embedded model, ten of SD 1.4."""
+
+ON_ACCELERATOR = 2**31
+"""The same on an accelerator."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that is done whole or not at all.
+
+    Attributes:
+        name: Name of its parts.
+        start: Place of its first prompt in the list, from 0.
+        prompts: Its prompts.
+        recipe: How to sample.
+        first: Whether its recipe is the first of the run's.
+    """
+
+    name: str
+    start: int
+    prompts: tuple[Prompt, ...]
+    recipe: Recipe
+    first: bool = True
+
+    @property
+    def places(self) -> range:
+        """Return the place of each prompt in the list."""
+        return range(self.start, self.start + len(self.prompts))
+
+
+class Worker(Protocol):
+    """Whatever does a unit's work."""
+
+    def gather(self, unit: Unit) -> Any:
+        """Gather evidence, on the model's device."""
+        ...
+
+    def reduce(self, unit: Unit, gathered: Any) -> Rows:
+        """Make rows of it; touches no device."""
+        ...
+
+
+def chunk_of(*, batch: int, seeds: int, calls: int, d: int, accelerator: bool = False) -> int:
+    """Return how many prompts make a unit: a batch, or as many as a tape may hold.
+
+    Args:
+        batch: Samples a batch.
+        seeds: Samples a prompt.
+        calls: Calls of the path that are kept.
+        d: Number of latent coordinates.
+        accelerator: Whether there is an accelerator's memory.
+    """
+    room = ON_ACCELERATOR if accelerator else TAPE
+    held = max(1, seeds * calls * d * 16)
+    return max(1, min(batch // seeds, room // held))
+
+
+def units_of(prompts: Iterable[Prompt], recipes: Iterable[Recipe], chunk: int) -> Iterator[Unit]:
+    """Cut a list into units, all recipes of some prompts together; the list is read as needed."""
+    known = tuple(recipes)
+    for at, some in enumerate(chunks(prompts, chunk)):
+        for index, recipe in enumerate(known):
+            yield Unit(f"{at:06d}-{recipe.key}", at * chunk, some, recipe, index == 0)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Cut an iterable into tuples of a size, the last one shorter."""
+    left = iter(items)
+    while some := tuple(islice(left, size)):
+        yield some
+
+
+def execute(
+    writer: Writer,
+    worker: Worker,
+    units: Iterable[Unit],
+    *,
+    overlap: bool = False,
+    done: Callable[[Unit], None] | None = None,
+) -> None:
+    """Run units one after the other in this process, and commit each.
+
+    Args:
+        writer: Where to.
+        worker: What does the work.
+        units: The units that are not on disk yet.
+        overlap: Whether rows are made and written while the next unit is gathered.
+        done: Told of each unit that is on disk.
+    """
+    told = done or (lambda unit: None)
+
+    def commit(unit: Unit, gathered: Any) -> None:
+        writer.append(unit.name, worker.reduce(unit, gathered))
+        told(unit)
+
+    if not overlap:
+        for unit in units:
+            commit(unit, worker.gather(unit))
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="mnemoscope-rows") as pool:
+        pending: Future[None] | None = None
+        for unit in units:
+            gathered = worker.gather(unit)
+            if pending is not None:
+                pending.result()
+            pending = pool.submit(commit, unit, gathered)
+        if pending is not None:
+            pending.result()

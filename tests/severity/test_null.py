@@ -1,0 +1,157 @@
+"""Nulls against numpy and scipy, and pairs that are related or not."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mnemoscope.severity import null as module
+from mnemoscope.severity.null import Kin, Null, fit_nulls, measured_nulls, unrelated
+from mnemoscope.similarity import Reference, get_similarity
+
+
+def test_quantiles_are_numpys_and_the_threshold_is_an_order_statistic():
+    values = np.random.default_rng(0).normal(size=4321)
+    got = Null.fit("l2", values, rate=1e-2)
+    for name, level in (("q50", 0.5), ("q95", 0.95), ("q99", 0.99), ("q999", 0.999), ("max", 1)):
+        assert getattr(got, name) == np.quantile(values, level)
+    above = (values > got.threshold).sum()
+    # (n + 1)·rate = 43.22, so the threshold is the 43rd from above: 42 pairs exceed it.
+    assert above == 42
+    assert (got.n, got.method, got.reason) == (4321, "order statistic", "")
+
+
+def test_a_new_pair_exceeds_the_threshold_at_the_rate_promised():
+    rng = np.random.default_rng(1)
+    exceeded = 0
+    trials = 4000
+    for _ in range(trials):
+        values = rng.gamma(2, size=120)
+        exceeded += values[-1] > Null.fit("l2", values[:-1], rate=0.05).threshold
+    # (n + 1)·rate = 6 is whole, so the rate is exactly 5 %.
+    assert stats.binomtest(exceeded, trials, 0.05).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("n", "method"),
+    [
+        (0, "withheld"),
+        (18, "withheld"),
+        (19, "maximum"),
+        (998, "maximum"),
+        (999, "order statistic"),
+    ],
+)
+def test_too_few_pairs_say_so(n, method):
+    values = np.random.default_rng(2).random(n)
+    got = Null.fit("l2", values)
+    assert got.method == method
+    assert bool(got.reason) == (method != "order statistic")
+    if method == "withheld":
+        assert math.isnan(got.threshold)
+        assert math.isnan(got.rate)
+    else:
+        assert got.threshold == values.max()
+        assert got.rate == pytest.approx(1e-3 if n == 999 else 1 / (n + 1))
+
+
+def test_what_is_not_finite_is_left_out():
+    values = np.array([0.1, np.nan, 0.3, np.inf, -np.inf] * 10)
+    assert Null.fit("l2", values).n == 20
+
+
+def test_related_pairs():
+    kin = [
+        Kin("a", frozenset({"p"})),
+        Kin("b", frozenset({"p", "q"})),
+        Kin("c", frozenset({"r"}), template=True),
+        Kin("d", frozenset({"s"}), template=True),
+        Kin("a", frozenset({"t"})),
+    ]
+    got = unrelated(kin)
+    related = {(0, 1), (2, 3), (0, 4)}
+    for i, j in itertools.product(range(5), repeat=2):
+        assert got[i, j] == (i != j and (i, j) not in related and (j, i) not in related)
+    assert unrelated([]).shape == (0, 0)
+
+
+def test_nulls_use_unrelated_pairs_once():
+    rng = np.random.default_rng(3)
+    values = rng.random((30, 30))
+    values = (values + values.T) / 2
+    kin = [Kin(f"r{i}", frozenset({f"p{i // 2}"})) for i in range(30)]
+    own, nearest = fit_nulls("l2", values, unrelated(kin))
+    pairs = [values[i, j] for i in range(30) for j in range(i) if i // 2 != j // 2]
+    best = [max(values[i, j] for j in range(30) if j // 2 != i // 2) for i in range(30)]
+    assert (own.n, own.q50, own.max) == (len(pairs), np.median(pairs), max(pairs))
+    assert (nearest.n, nearest.q50) == (30, np.median(best))
+    assert (own.relation, nearest.relation) == ("own", "nearest")
+
+
+def test_nulls_of_masked_references_count_each_direction():
+    values = np.random.default_rng(4).random((6, 6))
+    values[:, 2:] = np.nan  # only the first two have masks
+    kin = [Kin(f"r{i}", template=i < 2) for i in range(6)]
+    own, nearest = fit_nulls("masked_l2", values, unrelated(kin))
+    assert own.n == 8
+    assert own.max == values[2:, :2].max()
+    assert nearest.n == 4
+
+
+def test_nulls_of_nothing():
+    for n in (0, 1):
+        own, nearest = fit_nulls("l2", np.ones((n, n)), np.zeros((n, n), bool))
+        assert own.method == nearest.method == "withheld"
+
+
+def test_rows_of_some_are_rows_of_all():
+    rng = np.random.default_rng(5)
+    prompts = [frozenset(f"p{p}" for p in rng.integers(15, size=3)) for _ in range(40)]
+    kin = [Kin(f"r{rng.integers(20)}", mine, at % 7 == 0) for at, mine in enumerate(prompts)]
+    slow = [
+        [
+            a.reference_id != b.reference_id
+            and not a.prompt_ids & b.prompt_ids
+            and not (a.template and b.template)
+            for b in kin
+        ]
+        for a in kin
+    ]
+    np.testing.assert_array_equal(unrelated(kin), slow)
+    np.testing.assert_array_equal(unrelated(kin, [3, 30, 7]), np.array(slow)[[3, 30, 7]])
+
+
+@pytest.fixture
+def noise():
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(8, 8, generator=generator) > 0.5).float()
+    return [
+        Reference(f"r{i}", torch.rand(3, 8, 8, generator=generator), mask if i % 5 == 0 else None)
+        for i in range(50)
+    ]
+
+
+@pytest.mark.parametrize("measure", ["l2", "masked_l2"])
+def test_nulls_of_images_are_those_of_the_whole_matrix(noise, measure, monkeypatch):
+    kin = [Kin(r.reference_id, frozenset({f"p{i // 2}"})) for i, r in enumerate(noise)]
+    images = torch.stack([r.pixels for r in noise])
+    values = get_similarity(measure).index(noise).compare(images).numpy()
+    whole = fit_nulls(measure, values, unrelated(kin))
+    monkeypatch.setattr(module, "BLOCK", 7)
+    found = measured_nulls(get_similarity(measure), noise, kin, (8, 8), measure=measure)
+    assert repr(found) == repr(whole)
+
+
+def test_of_many_images_some_are_compared_with_all(noise, monkeypatch):
+    kin = [Kin(r.reference_id) for r in noise]
+    monkeypatch.setattr(module, "MOST", 10)
+    own, nearest = measured_nulls(get_similarity("l2"), noise, kin, (8, 8), measure="l2")
+    assert (own.n, nearest.n) == (45, 10)
+    images = torch.stack([r.pixels for r in noise])
+    values = get_similarity("l2").index(noise).compare(images).numpy()
+    np.fill_diagonal(values, -1)
+    chosen = np.linspace(0, 49, 10).round().astype(int)
+    assert nearest.max == values[chosen].max()
