@@ -1,22 +1,23 @@
 """Every registered detector keeps the contract, on a tiny random pipeline."""
 
 import dataclasses
-from pathlib import Path as Path_
 
 import numpy as np
 import pytest
 import torch
 
-from mnemoscope.collect import Collector
-from mnemoscope.flows.detect import choose, detect
+from mnemoscope.data.prompts import Prompt
 from mnemoscope.detectors import all_detectors, get_detector
-from mnemoscope.evidence import Needs, Piece, Price, price
+from mnemoscope.errors import InputError, NeedsError
+from mnemoscope.evidence import Bank, Needs, Price, gather, price
+from mnemoscope.evidence.gather import sit
 from mnemoscope.evidence.pieces.path import PathRecord
 from mnemoscope.evidence.pieces.text import Text
-from mnemoscope.errors import InputError, NeedsError
+from mnemoscope.flows.detect import detect
+from mnemoscope.flows.scores import choose
 from mnemoscope.models import load_model
-from mnemoscope.data.prompts import Prompt
-from tests.tiny import tiny_folder
+from mnemoscope.sampling.recipe import Recipe
+from tests.tiny import tiny_pipeline
 
 NAMES = [detector.name for detector in all_detectors()]
 STEPS, SEEDS = 4, 3
@@ -32,8 +33,8 @@ def close(found, wanted, name):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(str(tiny_folder(tmp_path_factory.mktemp("model"))), device="cpu")
+def model():
+    return load_model(tiny_pipeline(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +68,18 @@ def test_scores_every_prompt(whole, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_evidence_gives_one_double_a_prompt(model, prompts, name):
     detector = get_detector(name)
-    collector = Collector(
-        model,
-        prompts,
-        detector.needs.pieces,
-        seeds=SEEDS,
-        guidance=7.5,
-        steps=STEPS,
-        scheduler="ddim",
-        seed=0,
-    )
-    collector.warm()
-    before = collector.network.rows
-    scores = detector.score(collector.gather(prompts).only(detector.needs))
+    pieces = detector.needs.pieces
+    bank = Bank(model, Recipe(scheduler="ddim", steps=STEPS, noise="shared"), SEEDS)
+    for piece in pieces:
+        piece.warm(bank)
+    bank.unconditional_of_seeds(0)
+    before = bank.network.rows
+    evidence = gather(sit(bank, prompts, range(4), pieces), pieces)
+    scores = detector.score(evidence.only(detector.needs))
     assert scores.shape == (4,)
     assert scores.dtype == torch.float64
-    asked = price(detector.needs.pieces, calls=STEPS, seeds=SEEDS)
-    assert collector.network.rows - before == 4 * asked.forward
+    asked = price(pieces, calls=STEPS, seeds=SEEDS)
+    assert bank.network.rows - before == 4 * asked.forward
 
 
 def test_order_does_not_matter(model, prompts, whole):
@@ -113,11 +109,9 @@ def test_alone_or_in_company(model, prompts, whole, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_undeclared_evidence_is_refused(model, prompts, name):
     detector = get_detector(name)
-    collector = Collector(
-        model, prompts[:1], [Text()], seeds=SEEDS, guidance=7.5, steps=STEPS,
-        scheduler="ddim", seed=0,
-    )  # fmt: skip
-    evidence = collector.gather(prompts[:1]).only(Needs(()))
+    bank = Bank(model, Recipe(scheduler="ddim", steps=STEPS), SEEDS)
+    sitting = sit(bank, prompts[:1], [0], [Text()])
+    evidence = gather(sitting, [Text()]).only(Needs(()))
     with pytest.raises(NeedsError, match="not declared"):
         detector.score(evidence)
 
@@ -136,13 +130,7 @@ def test_says_what_it_is(name):
     assert detector.kind == ("pair" if any(p.pair for p in detector.needs.pieces) else "prompt")
 
 
-def test_every_method_is_in_the_docs():
-    page = (Path_(__file__).parents[2] / "docs" / "detectors.md").read_text(encoding="utf-8")
-    missing = {name.split(":")[0] for name in NAMES if f"`{name.split(':')[0]}" not in page}
-    assert not missing
-
-
-def test_trajectory_detectors_share_one_path(model):
+def test_trajectory_detectors_share_one_path():
     alone = price([PathRecord(None)], calls=50, seeds=4).calls
     path = [
         d
@@ -172,5 +160,9 @@ def test_unknown_detector_gets_a_suggestion(model):
 
 def test_a_price_is_forward_tangent_and_twice_backward():
     assert Price(3, 2, 5).calls == 15
-    assert price([PathRecord(1), PathRecord(3), Piece()], calls=50, seeds=2) == Price(forward=10)
+    assert Price(1, 2, 3) + Price(4, 5, 6) * 2 == Price(9, 12, 15)
+    paths = [PathRecord(1), PathRecord(3), Text()]
+    assert price(paths, calls=50, seeds=2) == Price(forward=10)
+    assert price(paths, calls=50, seeds=2, shared=False) == Price(forward=12)
+    assert price(paths, calls=50, seeds=2, branches=3) == Price(forward=16)
     assert price([PathRecord(None)], calls=50, seeds=1, branches=1) == Price(forward=50)

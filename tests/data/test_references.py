@@ -66,7 +66,7 @@ def test_nothing_is_opened_before_it_is_asked_for(tmp_path, opened):
     assert found.first(prompts[1]) is found.first(prompts[1])
     assert found.first(Prompt("none", "x")) is None
     assert len(found) == 3
-    assert [entry.prompt_ids for entry in found.entries][0] == ("p0", "again")
+    assert found.entries[0].prompt_ids == ("p0", "again")
     assert opened == {paths[0]: 1, paths[1]: 2, paths[2]: 1}
     assert len(found.digest) == 64
     assert sum(opened.values()) == 4

@@ -15,7 +15,7 @@ class Linear:
         self.matrices, self.offsets = matrices, offsets
 
     def __call__(self, x, timestep, condition):
-        which = condition[:, 0].long()
+        which = condition.parts["states"][:, 0].long()
         flat = torch.einsum("rij,rj->ri", self.matrices[which], x.flatten(1))
         return (flat + self.offsets[which]).reshape(x.shape)
 

@@ -8,32 +8,30 @@ import torch
 
 from mnemoscope.core.level import Level
 from mnemoscope.core.predict import combine
-from mnemoscope.sampling.probes import gap
 from mnemoscope.core.record import Recorder
-from mnemoscope.sampling.loop import generators_of, initial_noise, points_of, sample
-from mnemoscope.flows.detect import detect, first_step
 from mnemoscope.detectors import all_detectors
 from mnemoscope.detectors.attention_entropy import terms
 from mnemoscope.detectors.base import pairs_mean, radial
-from mnemoscope.evidence import MissingEvidence
-from mnemoscope.evidence.values import LatentMaps
 from mnemoscope.detectors.critical_scale import crossing
 from mnemoscope.detectors.exchange import image_entering, noise_shed, own_noise
 from mnemoscope.detectors.generate_and_cluster import largest_clique, tiled
 from mnemoscope.detectors.noise_similarity import ms_ssim
-from mnemoscope.errors import InputError
+from mnemoscope.evidence import MissingEvidence
+from mnemoscope.evidence.values import LatentMaps
+from mnemoscope.flows.detect import detect
 from mnemoscope.models import load_model
-from mnemoscope.plan import seed_of
-from mnemoscope.data.prompts import Prompt
-from tests.tiny import tiny_folder
+from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, points_of, sample
+from mnemoscope.sampling.probes import gap
+from mnemoscope.sampling.recipe import seed_of
+from tests.tiny import tiny_pipeline
 
 PROMPTS = ["a cat", "a dog on the moon"]
 SEEDS, STEPS, G = 3, 12, 7.5
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(str(tiny_folder(tmp_path_factory.mktemp("v"), "v_prediction")), device="cpu")
+def model():
+    return load_model(tiny_pipeline("v_prediction"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +61,7 @@ def tapes(model):
             model.denoiser,
             scheduler,
             noise,
-            model.encode_prompts([prompt] * SEEDS),
-            model.encode_prompts([""] * SEEDS),
+            Branches(model.encode_prompts([prompt] * SEEDS), model.encode_prompts([""] * SEEDS)),
             G,
             generators,
             observers=[recorder],
@@ -78,7 +75,7 @@ def of_tapes(tapes, formula):
 
 
 def gaps(tape):
-    return (tape.eps_c - tape.eps_u).double().norm(dim=2)
+    return (tape.eps("c") - tape.eps("u")).double().norm(dim=2)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +88,14 @@ def gaps(tape):
         (
             "confidence",
             lambda t: (
-                (t.eps_g[:, 0].double() * t.level.sigma[0] / t.level.alpha[0]).square().mean()
+                (t.eps("g")[:, 0].double() * t.level.sigma[0] / t.level.alpha[0]).square().mean()
             ),
         ),
-        ("dsm:0", lambda t: (t.eps_c[:, 1] - t.eps_c[:, 0]).double().square().sum(1).mean()),
+        ("dsm:0", lambda t: (t.eps("c")[:, 1] - t.eps("c")[:, 0]).double().square().sum(1).mean()),
         (
             "curvature_difference:proxy",
             lambda t: (
-                (t.eps_c - t.eps_u)[:, -1].double().square().sum(1).mean()
+                (t.eps("c") - t.eps("u"))[:, -1].double().square().sum(1).mean()
                 / 64
                 / t.level.sigma[-1] ** 2
             ),
@@ -122,7 +119,7 @@ def test_gap_norm_is_the_definition_to_one_in_a_million(oracle):
 
 
 def test_first_step_scores_do_not_depend_on_guidance_but_confidence_does(model):
-    names = [d.name for d in all_detectors() if first_step(d)]
+    names = [d.name for d in all_detectors() if d.first_step]
     low, high = (
         detect(model, PROMPTS, detectors=names, seeds=SEEDS, steps=STEPS, guidance=g)
         for g in (1.0, 7.5)
@@ -154,13 +151,17 @@ def test_exchange_counts_the_variance_that_a_caption_takes_away(oracle):
     )
 
 
+def maps_of(x, eps_u, eps_c):
+    """Return maps at alpha = sigma = 1, where the clean estimate is x - eps."""
+    return LatentMaps(Level(*torch.ones(2)), x, eps_u, eps_c, x - eps_u, x - eps_c)
+
+
 def test_the_pull_is_measured_in_units_of_the_seeds_noise():
     x, noise, pull = torch.randn(3, 1, 16, 4, 16, 16, generator=torch.Generator().manual_seed(6))
-    # At alpha = sigma = 1 the clean estimate is x - eps.
-    maps = LatentMaps(Level(*torch.ones(2)), x, eps_u=x - noise, eps_c=x - noise - 2 * pull)
+    maps = maps_of(x, eps_u=x - noise, eps_c=x - noise - 2 * pull)
     assert float(image_entering(maps)[0]) == pytest.approx(4.0, rel=0.05)
     # A latent in other units, or a level at which everything is larger, changes nothing.
-    larger = LatentMaps(Level(*torch.ones(2)), 3 * x, 3 * maps.eps_u, 3 * maps.eps_c)
+    larger = maps_of(3 * x, 3 * maps.eps_u, 3 * maps.eps_c)
     torch.testing.assert_close(image_entering(larger), image_entering(maps))
 
 
@@ -178,7 +179,7 @@ def test_own_noise_leaves_out_what_other_seeds_noise_explains_as_well():
 def test_exchange_needs_an_estimate_that_holds_noise():
     x = torch.randn(1, 2, 1, 4, 4)
     with pytest.raises(MissingEvidence, match="holds none of the noise"):
-        noise_shed(LatentMaps(Level(*torch.ones(2)), x, eps_u=2 * x, eps_c=x))
+        noise_shed(maps_of(x, eps_u=2 * x, eps_c=x))
 
 
 def test_pairs_mean_is_the_mean_over_pairs():
@@ -264,29 +265,30 @@ def test_no_cross_attention_and_no_image_are_reasons(oracle):
     assert "at least 2" in reasons["seed_agreement"]
 
 
+class Distilled:
+    """A model of one branch."""
+
+    has_uncond = False
+    guidance = "none"
+    no_uncond = "its guidance was distilled away"
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 def test_a_model_without_unconditional_branch_has_no_gap(oracle):
-    class Distilled:
-        has_uncond = False
-
-        def __getattr__(self, name):
-            return getattr(oracle, name)
-
-    scored = detect(
-        Distilled(), ["target 0"], detectors=["gap_norm", "seed_agreement"], seeds=2, steps=5
-    )
+    names = ["gap_norm", "seed_agreement"]
+    scored = detect(Distilled(oracle), ["target 0"], detectors=names, seeds=2, steps=5)
     reasons = {row["detector"]: row["reason"] for row in scored.table.to_pylist()}
-    assert "no unconditional branch" in reasons["gap_norm"]
+    assert reasons["gap_norm"] == "its guidance was distilled away"
     assert reasons["seed_agreement"] is None
 
 
 def test_without_an_unconditional_branch_every_detector_scores_or_says_why(oracle):
-    class Distilled:
-        has_uncond = False
-
-        def __getattr__(self, name):
-            return getattr(oracle, name)
-
-    scored = detect(Distilled(), ["target 0"], detectors=["all"], seeds=3, steps=5)
+    scored = detect(Distilled(oracle), ["target 0"], detectors=["all"], seeds=3, steps=5)
     for row in scored.table.to_pylist():
         assert (row["score"] is None) == bool(row["reason"]), row
 
@@ -311,71 +313,8 @@ def test_released_variants_differ_from_the_correct_form_as_said(model):
             <= found.of("attention_entropy:path") + 1e-9).all()  # fmt: skip
 
 
-def test_scores_go_on_where_they_were_interrupted(oracle, tmp_path):
-    prompts = ["target 0", "target 1", "never seen"]
-    options = {"detectors": ["gap_norm", "attention_entropy"], "seeds": 2, "steps": 5, "batch": 2}
-    plain = detect(oracle, prompts, **options)
-
-    class Interrupting:
-        calls = 0
-
-        def __getattr__(self, name):
-            return getattr(oracle, name)
-
-        def encode_prompts(self, texts):
-            self.calls += 1
-            if self.calls == 4:
-                raise KeyboardInterrupt
-            return oracle.encode_prompts(texts)
-
-    with pytest.raises(KeyboardInterrupt):
-        detect(Interrupting(), prompts, keep=tmp_path, **options)
-    kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept
-    assert len(kept) < len(prompts)
-    again = detect(oracle, prompts, keep=tmp_path, **options)
-    assert again.network_calls == plain.network_calls - 2 * len(kept)
-    for column in ("prompt_id", "detector", "score", "reason", "network_calls"):
-        assert again.table[column].to_pylist() == plain.table[column].to_pylist()
-
-
-def test_scores_kept_for_another_question_or_damaged_are_not_used(oracle, tmp_path):
-    options = {"detectors": ["gap_norm"], "seeds": 2, "steps": 5, "keep": tmp_path}
-    first = detect(oracle, ["target 0"], **options)
-    assert detect(oracle, ["target 0"], **options).network_calls < first.network_calls
-    for other in ({"seed": 1}, {"steps": 6}, {"detectors": ["gap_rms"]}):
-        assert detect(oracle, ["target 0"], **(options | other)).network_calls > 2
-    assert detect(oracle, ["target 1"], **options).of("gap_norm") != first.of("gap_norm")
-    next(tmp_path.iterdir()).write_text("{")
-    again = detect(oracle, ["target 0"], **options)
-    assert again.of("gap_norm") == first.of("gap_norm")
-
-
-def test_a_prompt_beyond_the_window_is_said(model):
-    told = []
-    scored = detect(model, ["x" * 200], detectors=["gap_norm"], seeds=1, notify=told.append)
-    assert scored.truncated == ("p00000",)
-    assert any("exceed the model's window" in line for line in told)
-
-
-@pytest.mark.parametrize("options", [{"seeds": 0}, {"guidance": 0.5}, {"guidance": float("nan")}])
-def test_senseless_options_are_refused(oracle, options):
-    with pytest.raises(InputError):
-        detect(oracle, ["target 0"], **options)
-
-
-def test_scores_are_written_in_three_formats(oracle, tmp_path):
-    prompts = [Prompt("one", "target 0"), Prompt("two", "target 1")]
-    scored = detect(oracle, prompts, detectors=["gap_norm", "random"], seeds=1, steps=5)
-    for ending in ("parquet", "csv", "jsonl"):
-        scored.write(tmp_path / f"scores.{ending}")
-        assert (tmp_path / f"scores.{ending}").stat().st_size > 0
-    with pytest.raises(InputError, match="parquet"):
-        scored.write(tmp_path / "scores.txt")
-    with pytest.raises(InputError, match="was not run"):
-        scored.of("confidence")
-
-
 def test_combine_is_what_the_path_uses(tapes):
     tape = tapes[0]
-    torch.testing.assert_close(tape.eps_g, combine(tape.eps_u, tape.eps_c, G), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        tape.eps("g"), combine(tape.eps("u"), tape.eps("c"), G), rtol=1e-3, atol=1e-4
+    )

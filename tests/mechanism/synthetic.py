@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.level import Level
+from mnemoscope.core.level import Level, log_snr
 from mnemoscope.core.record import Trajectory
 from mnemoscope.mechanism.base import Convergence, Exact, Law, Record, Samples
 
@@ -20,11 +20,18 @@ D = 512
 PROBED = slice(None, None, 5)
 
 
-def schedule(steps: int = 50) -> tuple[Level, Level]:
-    """Return the levels of Stable Diffusion's calls ("leading", offset 1) and of its end."""
+def schedule(steps: int = 50, *, zero: bool = False) -> tuple[Level, Level]:
+    """Return the levels of Stable Diffusion's calls ("leading", offset 1) and of its end.
+
+    With `zero` the first call is at pure noise, as Lin et al. 2024 rescale the schedule.
+    """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = (1 - betas).cumprod(0)
     times = torch.arange(steps).flip(0) * (1000 // steps) + 1
+    if zero:
+        root = abar.sqrt()
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+        times = torch.arange(1000, 0, -1000 // steps) - 1
     return (
         Level(abar[times].sqrt(), (1 - abar[times]).sqrt()),
         Level(abar[0].sqrt(), (1 - abar[0]).sqrt()),
@@ -61,11 +68,23 @@ class World:
         return uncond, lam * target + (1 - lam) * uncond
 
 
+def v_of(x: Tensor, clean: Tensor, level: Level) -> Tensor:
+    """Return the prediction whose clean estimate is given."""
+    return (level.alpha * x - clean) / level.sigma
+
+
 def walk(
-    world: World, target: Tensor, lam: float, g: float, seeds: range, *, exact: bool = False
+    world: World,
+    target: Tensor,
+    lam: float,
+    g: float,
+    seeds: range,
+    *,
+    exact: bool = False,
+    zero: bool = False,
 ) -> Trajectory:
     """Sample one prompt; `exact` makes both estimates the target itself."""
-    levels, final = schedule()
+    levels, final = schedule(zero=zero)
     x = torch.stack(
         [torch.randn(len(target), generator=torch.Generator().manual_seed(s)) for s in seeds]
     ).double()
@@ -76,19 +95,18 @@ def walk(
         if exact:
             uncond = cond = target.expand_as(x)
         guided = uncond + g * (cond - uncond)
-        eps_u, eps_c, eps_g = (
-            (x - level.alpha * estimate) / level.sigma for estimate in (uncond, cond, guided)
-        )
-        tape.append((x, eps_u, eps_c, eps_g))
+        tape.append((x, *(v_of(x, clean, level) for clean in (uncond, cond, guided))))
         there = levels.at(call + 1) if call + 1 < len(levels.alpha) else final
-        x = there.alpha * guided + there.sigma * eps_g
-    states, *noises = (torch.stack(part, dim=1) for part in zip(*tape, strict=True))
-    return Trajectory(levels, states, *noises, x_T=x_T, x_0=x)
+        x = there.alpha * guided + there.sigma * (x - level.alpha * guided) / level.sigma
+    states, *predictions = (torch.stack(part, dim=1) for part in zip(*tape, strict=True))
+    return Trajectory(levels, states, *predictions, x_T=x_T, x_0=x)
 
 
-def probe(world: World, target: Tensor, lam: float, seeds: range, law: Law) -> Trajectory:
+def probe(
+    world: World, target: Tensor, lam: float, seeds: range, law: Law, *, zero: bool = False
+) -> Trajectory:
     """Evaluate the model off the path, at every fifth level."""
-    levels, _ = schedule()
+    levels, _ = schedule(zero=zero)
     levels = Level(levels.alpha[PROBED], levels.sigma[PROBED])
     noise = torch.stack(
         [torch.randn(len(target), generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -98,9 +116,10 @@ def probe(world: World, target: Tensor, lam: float, seeds: range, law: Law) -> T
         level = levels.at(call)
         x = level.alpha * target + level.sigma * noise if law == "forward" else noise
         uncond, cond = world.estimates(x, level, target, lam)
-        tape.append((x, *((x - level.alpha * e) / level.sigma for e in (uncond, cond, cond))))
-    states, *noises = (torch.stack(part, dim=1) for part in zip(*tape, strict=True))
-    return Trajectory(levels, states, *noises, x_T=noise, x_0=torch.full_like(noise, torch.nan))
+        tape.append((x, *(v_of(x, clean, level) for clean in (uncond, cond))))
+    states, v_u, v_c = (torch.stack(part, dim=1) for part in zip(*tape, strict=True))
+    nothing = torch.full_like(noise, torch.nan)
+    return Trajectory(levels, states, v_u, v_c, v_c * torch.nan, x_T=noise, x_0=nothing)
 
 
 def join(grams: list[Gram]) -> Gram:
@@ -108,16 +127,16 @@ def join(grams: list[Gram]) -> Gram:
     return Gram(
         first.level,
         torch.cat([gram.products for gram in grams]),
-        torch.cat([gram.guidance for gram in grams]),
         first.d,
         first.final,
+        first.names,
     )
 
 
 def spread(tapes: dict[str, Trajectory], levels: Level) -> Convergence:
     columns: dict[str, list[np.ndarray]] = {}
     for tape in tapes.values():
-        for name, vector in (("x", tape.x), ("x0_g", tape.x0_g)):
+        for name, vector in (("x", tape.x), ("x0_g", tape.x0("g"))):
             n, calls, d = vector.shape
             a = vector.numpy()
             pairs = [(i, j) for i in range(n) for j in range(i)]
@@ -141,7 +160,7 @@ def spread(tapes: dict[str, Trajectory], levels: Level) -> Convergence:
     return Convergence(
         tuple(tapes),
         np.arange(calls),
-        2 * np.log((levels.alpha / levels.sigma).numpy()),
+        log_snr(levels).numpy(),
         levels.sigma.numpy(),
         {name: np.stack(rows) for name, rows in columns.items()},
         np.array([len(tape.x) for tape in tapes.values()]),
@@ -158,10 +177,11 @@ def record(
     target: bool = True,
     severity: bool = True,
     mean: bool = True,
+    zero: bool = False,
 ) -> Record:
     """Make a run: each prompt has its own image, and `strengths` says how much of it leaks."""
     world = World.of()
-    levels, final = schedule()
+    levels, final = schedule(zero=zero)
     prompts = list(strengths)
     images = {prompt: world.image(i) for i, prompt in enumerate(prompts)}
     samples: dict[tuple[Law, float | None], Samples] = {}
@@ -172,19 +192,19 @@ def record(
         grams = [
             Gram.of(
                 tape,
+                final=final,
                 target=images[prompt].expand(seeds, D) if target else None,
                 mean=world.mean if mean else None,
-                guidance=g,
-                final=final,
             )
             for prompt, tape in tapes.items()
         ]
         names = [prompt for prompt in tapes for _ in range(seeds)]
-        return Samples.of(join(grams), names, list(range(seeds)) * len(tapes), calls.tolist())
+        kept = list(range(seeds)) * len(tapes)
+        return Samples.of(join(grams), names, kept, calls.tolist(), g)
 
     for g in guidances:
         tapes = {
-            prompt: walk(world, images[prompt], lam, g, range(100 * i, 100 * i + seeds))
+            prompt: walk(world, images[prompt], lam, g, range(100 * i, 100 * i + seeds), zero=zero)
             for i, (prompt, lam) in enumerate(strengths.items())
         }
         samples["path", g] = reduce(tapes, g, np.arange(len(levels.alpha)))
@@ -199,7 +219,9 @@ def record(
         laws: tuple[Law, ...] = ("forward", "noise") if target else ("noise",)
         for law in laws:
             tapes = {
-                prompt: probe(world, images[prompt], lam, range(100 * i, 100 * i + seeds), law)
+                prompt: probe(
+                    world, images[prompt], lam, range(100 * i, 100 * i + seeds), law, zero=zero
+                )
                 for i, (prompt, lam) in enumerate(strengths.items())
             }
             samples[law, None] = reduce(tapes, float("nan"), np.arange(50)[PROBED])

@@ -14,7 +14,7 @@ from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level
 from mnemoscope.core.panels import CurvePanel
 from mnemoscope.mechanism.base import Record, Samples, departures, exact_unguided, weights
-from mnemoscope.sampling.loop import exact_path
+from mnemoscope.sampling.exact import exact_path
 from tests.mechanism.synthetic import World, record, schedule, walk
 
 LEVELS, FINAL = schedule()
@@ -24,13 +24,12 @@ def alone(lam: float, g: float, *, exact: bool = False, seeds: int = 4) -> Sampl
     world = World.of()
     image = world.image(0)
     tape = walk(world, image, lam, g, range(seeds), exact=exact)
-    gram = Gram.of(tape, target=image.expand(seeds, -1), mean=world.mean, guidance=g, final=FINAL)
-    return Samples.of(gram, ["p"] * seeds, range(seeds))
+    gram = Gram.of(tape, final=FINAL, target=image.expand(seeds, -1), mean=world.mean)
+    return Samples.of(gram, ["p"] * seeds, range(seeds), guidance=g)
 
 
 def holding(samples: Samples) -> Record:
-    g = float(samples.gram.guidance[0])
-    return Record({("path", g): samples}, {"memorized": frozenset({"p"})})
+    return Record({("path", samples.guidance): samples}, {"memorized": frozenset({"p"})})
 
 
 def sums(samples: Samples, reference: str = "target") -> tuple[float, float]:
@@ -211,6 +210,35 @@ def test_an_empty_run_answers_with_reasons() -> None:
         assert all(check.holds is None and check.reason for check in finding.checks)
 
 
+def test_a_path_from_pure_noise_is_analysed_but_for_what_it_cannot_tell() -> None:
+    strengths = {f"p{i}": 0.6 * (i < 4) for i in range(8)}
+    groups = {
+        "memorized": frozenset(f"p{i}" for i in range(4)),
+        "not memorized": frozenset(f"p{i}" for i in range(4, 8)),
+    }
+    zero = record(strengths, groups, seeds=2, zero=True)
+    assert float(zero.take().gram.level.alpha[0]) == 0
+    with np.errstate(all="raise"):
+        findings = mechanism.analyse(zero)
+    untold = {
+        (name, claim)
+        for name, finding in findings.items()
+        for claim, check in enumerate(finding.checks)
+        if "pure noise (alpha = 0)" in check.reason
+    }
+    expected = {("alignment", claim) for claim in range(5)}
+    assert untold == expected | {("noise_decomposition", 0), ("noise_decomposition", 1)}
+    assert [check.holds for check in findings["overestimation"].checks][1:4] == [True, True, True]
+    assert findings["noise_decomposition"].checks[2].holds is not None
+    assert findings["amplification"].checks[5].holds is not None
+    for finding in findings.values():
+        assert finding.panels
+        for statistic in finding.statistics:
+            assert not np.isinf(statistic.value)
+            if isnan(statistic.value):
+                assert finding.name == "alignment"
+
+
 def test_samples_that_are_not_finite_are_left_out(memorizing: Record) -> None:
     whole = memorizing.take()
     products = whole.gram.products.clone()
@@ -233,16 +261,6 @@ def test_columns_fit_the_tables(memorizing: Record) -> None:
         assert table.num_rows > 20
     nothing = mechanism.columns(mechanism.analyse(Record({}, {})))
     assert TABLES["statistics"].of(nothing["statistics"]).num_rows == 0
-
-
-def test_every_analysis_is_found_and_says_what_it_is() -> None:
-    analyses = mechanism.all_analyses()
-    assert [analysis.order for analysis in analyses] == list(range(1, 10))
-    assert len({analysis.name for analysis in analyses}) == 9
-    for analysis in analyses:
-        for text in (analysis.question, analysis.formula, analysis.source, analysis.expected):
-            assert len(text) > 10
-        assert type(analysis).__module__.endswith(analysis.name)
 
 
 def test_panels_are_drawable_data(memorizing: Record) -> None:

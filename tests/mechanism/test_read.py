@@ -12,8 +12,8 @@ from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import Record
-from mnemoscope.runs.tables import TABLES
 from tests.mechanism.synthetic import record
+from tests.views import view
 
 STRENGTHS = {"a": 0.8, "b": 0.0, "c": 0.0, "d": 0.0}
 
@@ -23,12 +23,12 @@ class FakeRun:
 
     def __init__(self, source: Record) -> None:
         self.source = source
-        self.manifest = SimpleNamespace(study={"similarity": ["l2", "tiled_l2"]})
+        self.manifest = SimpleNamespace(options={"similarity": ["l2", "tiled_l2"]})
         self.exact = None if source.exact is None else (source.exact.w0, source.exact.wT)
 
     def table(self, name: str) -> pa.Table:
         rows = getattr(self, f"_{name}")()
-        return TABLES[name].of_rows(rows)
+        return view(name, rows)
 
     def gram(
         self, law: str = "path", guidance: float | None = None
@@ -57,7 +57,6 @@ class FakeRun:
                 "prompt_id": prompt,
                 "seed": seed,
                 "guidance": g,
-                "scheduler": "ddim",
                 "status": "ok",
                 "network_calls": 100,
                 "seconds": 0.1,
@@ -114,6 +113,33 @@ def test_groups_follow_what_was_measured(source: Record) -> None:
     assert read.others == frozenset("bc")
 
 
+@pytest.mark.parametrize(
+    ("changed", "groups"),
+    [
+        # Too few unrelated images: nothing is called memorized, and nothing not memorized.
+        ({"share": None, "grade": None}, {"a": "other", "b": "other", "c": "other"}),
+        ({"share": None, "grade": "none"}, {"a": "not memorized", "c": "control", "d": "other"}),
+    ],
+)
+def test_what_was_not_judged_is_not_called_not_memorized(
+    source: Record, changed: dict[str, Any], groups: dict[str, str]
+) -> None:
+    run = FakeRun(source)
+    rows = [row | changed for row in run._severity()]
+    run._severity = lambda: rows
+    read = mechanism.read(run)
+    for prompt, group in groups.items():
+        assert prompt in read.groups[group]
+
+
+def test_a_template_counts_by_its_masked_share(source: Record) -> None:
+    run = FakeRun(source)
+    masked = [row | {"measure": "masked_l2", "share": 1.0} for row in run._severity()[:2]]
+    rows = [*run._severity(), *(row | {"prompt_id": "b", "guidance": 7.5} for row in masked[:1])]
+    run._severity = lambda: rows
+    assert mechanism.read(run).groups["memorized"] == frozenset("ab")
+
+
 def test_everything_a_run_holds_arrives(source: Record) -> None:
     read = mechanism.read(FakeRun(source))
     assert set(read.samples) == set(source.samples)
@@ -124,7 +150,7 @@ def test_everything_a_run_holds_arrives(source: Record) -> None:
     for law in ("forward", "noise"):
         # The probe's own levels tell which calls of the path it stands for.
         np.testing.assert_array_equal(read.samples[law, None].calls, np.arange(0, 50, 5))
-        assert float(read.take(law).gram.guidance[0]) == 7.5
+        assert read.take(law).guidance == 7.5
     for name, table in source.convergence[7.5].values.items():
         np.testing.assert_array_equal(read.convergence[7.5].values[name], table)
     assert not read.stochastic

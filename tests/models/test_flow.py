@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mnemoscope.core.level import final_level, levels_of
+from mnemoscope.errors import ModelError
 from mnemoscope.models import load_model
 from mnemoscope.models.base import make_scheduler
 from mnemoscope.sampling.exact import exact_path
@@ -50,7 +51,7 @@ def test_a_pipelines_flow_has_levels_at_any_of_its_times(name):
     )
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmsolver++", "euler", "heun"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmsolver++", "euler"])
 def test_a_schedule_may_begin_at_pure_noise(name):
     model = load_model(PIPELINES["stable-diffusion zero-snr"]())
     assert model.kind == "v"
@@ -76,3 +77,9 @@ def test_a_schedule_may_begin_at_pure_noise(name):
     )
     assert done.ok.all()
     assert all(call.cond.x0.isfinite().all() for call in seen)
+
+
+@pytest.mark.parametrize("name", ["heun", "pndm"])
+def test_a_scheduler_that_cannot_begin_at_pure_noise_is_refused(name):
+    with pytest.raises(ModelError, match="pure noise"):
+        load_model(PIPELINES["stable-diffusion zero-snr"]()).make_scheduler(name, 10)

@@ -1,210 +1,139 @@
-"""A headless Chromium, driven through the WebDriver protocol with nothing but the standard library.
+"""A headless Chromium of the machine, driven by Playwright; none is ever downloaded.
 
-Source: W3C WebDriver; `goog/cdp/execute` is Chromium's own.
+Contents: `browser`, which starts one, and `Window`, which opens pages in it and keeps what they
+said, asked for and let a reader take.
 """
 
-import base64
 import io
-import json
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-KEYS = {"right": "\ue014", "left": "\ue012", "tab": "\ue004", "enter": "\ue007", "home": "\ue011",
-        "end": "\ue010", "escape": "\ue00c"}  # fmt: skip
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-PATIENCE = 60
-"""Seconds until something that should happen counts as not happening; machines can be busy."""
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PATIENCE = 120_000
+"""Milliseconds until something that should happen counts as not happening; machines can be busy."""
 
 
-class Browser:
-    """One window."""
+class Window:
+    """One page of a browser, and what happened in it.
 
-    def __init__(self, base: str, downloads: Path) -> None:
-        self.base = base
+    Attributes:
+        page: Playwright's page.
+        complaints: What consoles said since last cleared, information left out.
+        requests: Every address that was asked for since last cleared.
+    """
+
+    page: Page
+
+    def __init__(self, browser: Browser, downloads: Path) -> None:
+        self.browser = browser
         self.downloads = downloads
-        options = {
-            "args": [
-                "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                "--disable-background-networking", "--disable-component-update",
-                "--no-first-run", "--force-prefers-reduced-motion", "--hide-scrollbars",
-            ],
-            "binary": str(CHROMIUM),
-            "prefs": {"download.default_directory": str(downloads)},
-        }  # fmt: skip
-        logs = {"browser": "ALL", "performance": "ALL"}
-        capabilities = {
-            "alwaysMatch": {
-                "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs
-            }
-        }  # fmt: skip
-        made = self._call("POST", "/session", {"capabilities": capabilities}, session=False)
-        self.session = made["sessionId"]
-        # Milliseconds; an accessibility check of a long page takes its time on a busy machine.
-        self._call("POST", "/timeouts", {"script": 240_000})
-        self.cdp("Page.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._taken: list[Any] = []
+        self._context: Any = None
+        self.size(1280, 900)
 
-    def _call(self, method: str, path: str, body: Any = None, session: bool = True) -> Any:
-        where = self.base + (f"/session/{self.session}" if session else "") + path
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(where, data, {"Content-Type": "application/json"}, method=method)
-        try:
-            with urlopen(request, timeout=300) as answer:
-                return json.load(answer)["value"]
-        except HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from error
+    def size(self, width: int, height: int, dark: bool = False) -> None:
+        """Go on in a fresh page of another size; a narrow one is a phone's."""
+        self.close()
+        self._context = self.browser.new_context(
+            viewport={"width": width, "height": height},
+            is_mobile=width < 600,
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            accept_downloads=True,
+        )
+        self._context.set_default_timeout(PATIENCE)
+        self.page = self._context.new_page()
+        self.page.on("console", self._said)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("download", lambda download: self._taken.append(download))
 
-    def cdp(self, name: str, **parameters: Any) -> Any:
-        return self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("warning", "error"):
+            self.complaints.append(message.text)
 
     def open(self, page: Path, fragment: str = "") -> None:
-        self._call("POST", "/url", {"url": "about:blank"})
-        self._call("POST", "/url", {"url": page.as_uri() + fragment})
+        """Load a page from disk; the blank one before it makes a new fragment a new visit."""
+        self.page.goto("about:blank")
+        self.page.goto(page.as_uri() + fragment)
 
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run the body of a function in the page."""
-        return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+    def run(self, body: str, *arguments: Any) -> Any:
+        """Return what the body of a function returns in the page."""
+        return self.page.evaluate(f"(arguments) => {{ {body} }}", list(arguments))
 
-    def run_async(self, script: str, *arguments: Any) -> Any:
-        """Run a script that calls its last argument when it is done."""
-        return self._call("POST", "/execute/async", {"script": script, "args": list(arguments)})
+    def until(self, body: str, *arguments: Any) -> Any:
+        """Wait until the body of a function returns something true, and return that."""
+        function = f"(arguments) => {{ {body} }}"
+        return self.page.wait_for_function(function, arg=list(arguments)).json_value()
 
-    def until(self, script: str, *arguments: Any) -> Any:
-        """Wait until a script returns something true, and return that."""
-        late = time.monotonic() + PATIENCE
-        while not (value := self.run(script, *arguments)):
-            assert time.monotonic() < late, f"never true: {script}"
-            time.sleep(0.05)
-        return value
+    def texts(self, selector: str) -> list[str]:
+        """Return the text of every element."""
+        return self.page.locator(selector).all_text_contents()
 
-    def find(self, selector: str) -> str:
-        found = self._call("POST", "/element", {"using": "css selector", "value": selector})
-        return found[ELEMENT]
-
-    def click(self, selector: str) -> None:
-        element = self.find(selector)
-        self.run("arguments[0].scrollIntoView({block: 'center'})", {ELEMENT: element})
-        self._call("POST", f"/element/{element}/click", {})
-
-    def type(self, selector: str, text: str) -> None:
-        self._call("POST", f"/element/{self.find(selector)}/value", {"text": text})
-
-    def press(self, *keys: str) -> None:
-        """Press keys wherever the focus is."""
-        steps = [
-            {"type": kind, "value": KEYS.get(key, key)}
-            for key in keys
-            for kind in ("keyDown", "keyUp")
-        ]
-        actions = [{"type": "key", "id": "keys", "actions": steps}]
-        self._call("POST", "/actions", {"actions": actions})
+    def choose(self, selector: str, value: str) -> None:
+        """Choose an option of a list."""
+        self.page.locator(selector).select_option(value)
 
     def drag(self, selector: str, start: float, end: float) -> None:
         """Drag across an element, from one share of its width to another."""
-        element = self.find(selector)
-        self.run("arguments[0].scrollIntoView({block: 'center'})", {ELEMENT: element})
-        width = self.run("return arguments[0].getBoundingClientRect().width", {ELEMENT: element})
-
-        def at(share: float) -> dict[str, Any]:
-            place = round((share - 0.5) * width)
-            return {"type": "pointerMove", "duration": 0, "x": place, "y": 0,
-                    "origin": {ELEMENT: element}}  # fmt: skip
-
-        steps = [at(start), {"type": "pointerDown", "button": 0}, at((start + end) / 2), at(end),
-                 {"type": "pointerUp", "button": 0}]  # fmt: skip
-        actions = [{"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"},
-                    "actions": steps}]  # fmt: skip
-        self._call("POST", "/actions", {"actions": actions})
-
-    def choose(self, selector: str, value: str) -> None:
-        self.run(
-            "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
-            "for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {bubbles: true}));",
-            selector, value,
-        )  # fmt: skip
-
-    def size(self, width: int, height: int, dark: bool = False) -> None:
-        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                 deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.cdp("Emulation.setEmulatedMedia", media="", features=[scheme])
-
-    def screenshot(self, target: Path, whole: bool = False) -> None:
-        shot = self.cdp("Page.captureScreenshot", captureBeyondViewport=whole, format="png")
-        target.write_bytes(base64.b64decode(shot["data"]))
+        element = self.page.locator(selector).first
+        element.scroll_into_view_if_needed()
+        box = element.bounding_box()
+        assert box is not None
+        middle = box["y"] + box["height"] / 2
+        self.page.mouse.move(box["x"] + start * box["width"], middle)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + end * box["width"], middle, steps=2)
+        self.page.mouse.up()
 
     def printed(self) -> bytes:
         """Return the page as its print styles lay it out, as PDF."""
-        page = self.cdp("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
-        return base64.b64decode(page["data"])
+        return self.page.pdf(print_background=True, prefer_css_page_size=True)
 
     def colour(self, selector: str) -> tuple[int, int, int]:
         """Return the colour an element shows at its centre, from a picture of it."""
-        shot = self._call("GET", f"/element/{self.find(selector)}/screenshot")
-        picture = Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB")
+        shot = self.page.locator(selector).first.screenshot()
+        picture = Image.open(io.BytesIO(shot)).convert("RGB")
         pixel = picture.getpixel((picture.width // 2, picture.height // 2))
         assert isinstance(pixel, tuple)
         return int(pixel[0]), int(pixel[1]), int(pixel[2])
 
-    def complaints(self) -> list[str]:
-        """Return what the console said since last asked, information left out."""
-        rows = self._call("POST", "/se/log", {"type": "browser"})
-        return [row["message"] for row in rows if row["level"] in ("WARNING", "SEVERE")]
-
-    def requests(self) -> list[str]:
-        """Return every address that was asked for since last asked."""
-        rows = self._call("POST", "/se/log", {"type": "performance"})
-        messages = [json.loads(row["message"])["message"] for row in rows]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-
     def downloaded(self, name: str) -> bytes:
         """Wait for a download and return it."""
-        late = time.monotonic() + PATIENCE
-        while not (self.downloads / name).exists():
+        late = time.monotonic() + PATIENCE / 1000
+        while not (found := [one for one in self._taken if one.suggested_filename == name]):
             assert time.monotonic() < late, f"no download of {name}"
-            time.sleep(0.05)
+            self.page.wait_for_timeout(20)
+        found[-1].save_as(self.downloads / name)
         return (self.downloads / name).read_bytes()
+
+    def close(self) -> None:
+        """Close the page."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Browser]:
-    """Start a driver and a browser, and end both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen(
-        [str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        late = time.monotonic() + PATIENCE
-        while True:
-            try:
-                urlopen(f"{base}/status", timeout=5).close()
-                break
-            except (URLError, OSError):
-                assert time.monotonic() < late, "chromedriver does not start"
-                time.sleep(0.1)
-        opened = Browser(base, folder)
+def browser() -> Iterator[Browser]:
+    """Start a browser, and end it."""
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         try:
             yield opened
         finally:
-            opened._call("DELETE", "")
-    finally:
-        driver.terminate()
-        driver.wait()
+            opened.close()

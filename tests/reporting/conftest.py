@@ -1,13 +1,15 @@
 """One run folder and its pages, made once for all tests of the report."""
 
-from importlib.resources import files
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from mnemoscope.reporting import compare, report
 from mnemoscope.runs.folder import Run
-from tests.report import world
+from tests.reporting import world
+from tests.reporting.browser import CHROMIUM, browser
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,9 @@ def both(whole_run: Run, mended_run: Run, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def axe() -> str:
-    """Return the source of axe-core, the accessibility checker."""
-    return (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
+def chromium() -> Iterator[Browser]:
+    """Start the machine's Chromium, one for all tests."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with browser() as opened:
+        yield opened

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,55 +9,49 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
-from mnemoscope.reporting import report
-from mnemoscope.reporting.explanation import Explanation, Token
+from mnemoscope.core.explanation import Explanation, Token
+from mnemoscope.reporting import explanation, report
 from mnemoscope.reporting.text import visible
 from mnemoscope.runs.folder import Run, open_run
-from tests.report import world
-from tests.report.browser import CHROMIUM, DRIVER, Browser, browser
+from tests.reporting import world
+from tests.reporting.browser import Window
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="Chromium and its driver are not installed"
-)
 OLD_RUNS = sorted((Path(__file__).parents[1] / "runs").glob("schema-*"))
 TEXTS = {visible(text, 400) for text in world.texts().values()}
 
 
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("downloads")) as opened:
-        yield opened
+@pytest.fixture
+def window(chromium: Browser, tmp_path: Path) -> Iterator[Window]:
+    """Give a window of desktop size."""
+    opened = Window(chromium, tmp_path)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
-def web(window: Browser) -> Iterator[Browser]:
-    """Give a window of desktop size, and see afterwards that nothing went wrong in it."""
-    window.size(1280, 900)
-    window.complaints(), window.requests()
+def web(window: Window) -> Iterator[Window]:
+    """Give a window, and see afterwards that nothing went wrong in it."""
     yield window
-    assert window.complaints() == []
-    asked = [
-        url
-        for url in window.requests()
-        if not url.startswith(("file:", "data:", "about:", "blob:"))
-    ]
-    assert asked == []
+    assert window.complaints == []
+    local = ("file:", "data:", "about:", "blob:")
+    assert [url for url in window.requests if not url.startswith(local)] == []
 
 
-def texts(web: Browser, selector: str) -> list[str]:
-    return web.run(
-        "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
-    )
+def press(web: Window, *keys: str) -> None:
+    for key in keys:
+        web.page.keyboard.press(key)
 
 
-def listed(web: Browser) -> list[str]:
-    return texts(web, "#list .prompt")
+def listed(web: Window) -> list[str]:
+    return web.texts("#list .prompt")
 
 
 @pytest.mark.parametrize("form", ["page", "single"])
 def test_every_part_loads_and_hostile_prompts_stay_text(
-    web: Browser, form: str, request: pytest.FixtureRequest
+    web: Window, form: str, request: pytest.FixtureRequest
 ) -> None:
     web.open(request.getfixturevalue(form))
     assert web.run("return document.title") == (
@@ -84,58 +77,57 @@ def test_every_part_loads_and_hostile_prompts_stay_text(
         assert shown in {visible(text) for text in world.texts().values()}
 
 
-def test_the_policy_refuses_another_script(window: Browser, page: Path, tmp_path: Path) -> None:
+def test_the_policy_refuses_another_script(window: Window, page: Path, tmp_path: Path) -> None:
     # The list of complaints is only worth something if a page that breaks the policy fills it.
     broken = tmp_path / "broken.html"
     text = page.read_text("utf-8")
     broken.write_text(text.replace("</main>", "<script>document.title = 'x'</script></main>"))
-    window.complaints()
     window.open(broken)
-    assert any("Content Security Policy" in line for line in window.complaints())
+    assert any("Content Security Policy" in line for line in window.complaints)
     assert window.run("return document.title") != "x"
 
 
-def test_search_filter_and_sort_by_click_and_key(web: Browser, page: Path) -> None:
+def test_search_filter_and_sort_by_click_and_key(web: Window, page: Path) -> None:
     web.open(page)
     first = listed(web)
-    web.type("#search", "Picture c1")
+    web.page.fill("#search", "Picture c1")
     assert listed(web) == ["a picture of c1"]
-    web.click("#clear")
+    web.page.click("#clear")
     web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#group", "control")
     assert len(listed(web)) == 4
-    web.click("#clear")
+    web.page.click("#clear")
     web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#score", "0")
-    web.type("#low", "0.5")
+    web.page.fill("#low", "0.5")
     assert len(listed(web)) == 6
-    web.click("#clear")
+    web.page.click("#clear")
     web.until("return document.querySelectorAll('#list .card').length === 16")
     web.choose("#order", "up")
     web.until("return document.querySelector('#order').value === 'up'")
     assert sorted(listed(web)[-6:]) == sorted(first[:6]), (listed(web), first)
-    web.click("input[value=table]")
-    assert len(texts(web, "#list tbody tr")) == 16
+    web.page.click("input[value=table]")
+    assert len(web.texts("#list tbody tr")) == 16
     head = "#list thead th:nth-child(6)"
     way = f"return document.querySelector('{head}').getAttribute('aria-sort')"
-    web.click(f"{head} button")
+    web.page.click(f"{head} button")
     assert web.run(way) == "descending"
-    values = [float(text) for text in texts(web, "#list tbody td:nth-child(6)")]
+    values = [float(text) for text in web.texts("#list tbody td:nth-child(6)")]
     assert values == sorted(values, reverse=True)
-    web.press("enter")
+    press(web, "Enter")
     assert web.run(way) == "ascending"
-    values = [float(text) for text in texts(web, "#list tbody td:nth-child(6)")]
+    values = [float(text) for text in web.texts("#list tbody td:nth-child(6)")]
     assert values == sorted(values)
 
 
 @pytest.mark.parametrize("form", ["page", "single"])
 def test_scrubber_shows_the_estimate_of_the_call(
-    web: Browser, form: str, request: pytest.FixtureRequest
+    web: Window, form: str, request: pytest.FixtureRequest
 ) -> None:
     web.open(request.getfixturevalue(form), "#p/0/7.5")
     web.until("return document.querySelectorAll('.film .frame').length === 12")
     web.run("document.querySelector('#step').focus()")
-    web.press("home")
+    press(web, "Home")
 
     def call() -> int:
         return int(web.run("return document.querySelector('#step').value"))
@@ -149,7 +141,7 @@ def test_scrubber_shows_the_estimate_of_the_call(
 
     assert call() == 0
     assert [shown(b) for b in range(3)] == [expected(b) for b in range(3)]
-    web.press(*["right"] * 13)
+    press(web, *["ArrowRight"] * 13)
     assert call() == 13
     assert [shown(b) for b in range(3)] == [expected(b) for b in range(3)]
     web.drag("#step", 0.5, 0.98)
@@ -160,35 +152,35 @@ def test_scrubber_shows_the_estimate_of_the_call(
     assert shown(1) == expected(1)
     # Away from the slider the arrow keys scrub as well, and the readouts follow.
     web.run("document.querySelector('#prompt').focus()")
-    before, said = call(), texts(web, ".readout")
-    web.press("left")
+    before, said = call(), web.texts(".readout")
+    press(web, "ArrowLeft")
     assert call() == before - 1
-    assert texts(web, ".readout") != said
-    assert f"call {before} of 50" in texts(web, ".player .where")[0]
-    web.press("escape")
+    assert web.texts(".readout") != said
+    assert f"call {before} of 50" in web.texts(".player .where")[0]
+    press(web, "Escape")
     assert web.until("return document.querySelector('#prompt').hidden")
 
 
-def test_readout_is_the_mean_of_the_record(web: Browser, whole_run: Run, page: Path) -> None:
+def test_readout_is_the_mean_of_the_record(web: Window, whole_run: Run, page: Path) -> None:
     web.open(page, "#p/0/7.5")
     web.until("return document.querySelectorAll('.curve').length === 5")
     web.run("document.querySelector('#step').focus()")
-    web.press("home", *["right"] * 20)
+    press(web, "Home", *["ArrowRight"] * 20)
     gram, keys = whole_run.gram("path", 7.5)
     mine = keys["prompt_id"] == "m5"
     weights = gram.fit("x", ["target", "x_T"]).weights[mine, 20].mean(0)
-    shown = [float(text.split(", ")[0]) for text in texts(web, ".readout")]
+    shown = [float(text.split(", ")[0]) for text in web.texts(".readout")]
     assert shown[:2] == pytest.approx(weights.tolist(), rel=0.01)
     assert shown[3] == pytest.approx(float(gram.rms("gap")[mine, 20].mean()), rel=0.01)
 
 
-def test_two_sides_move_in_step(web: Browser, page: Path) -> None:
+def test_two_sides_move_in_step(web: Window, page: Path) -> None:
     web.open(page, "#p/0/7.5")
     web.until("return document.querySelectorAll('.side').length === 1")
     web.choose("#beside", "0/1")
     web.until("return document.querySelectorAll('.side').length === 2")
     web.run("document.querySelector('#step').focus()")
-    web.press("home", "right", "right")
+    press(web, "Home", "ArrowRight", "ArrowRight")
     markers = web.run(
         "return [...document.querySelectorAll('.chart')].map(e => e.querySelector"
         "('path[stroke=currentColor]').getAttribute('d'))"
@@ -201,15 +193,15 @@ def test_two_sides_move_in_step(web: Browser, page: Path) -> None:
         ".map(c => [...c.querySelectorAll('text')].map(t => t.textContent).join()))"
     )
     assert scales[0] == scales[1]
-    web.type(".finder input", "picture of c1")
-    web.click(".hits button")
+    web.page.fill(".finder input", "picture of c1")
+    web.page.click(".hits button")
     web.until("return document.querySelectorAll('.side.control').length === 1")
     assert web.run("return document.querySelector('.side.control .title').textContent") == (
         "a picture of c1"
     )
 
 
-def test_pictures_of_both_sides_fit_a_phone(web: Browser, page: Path) -> None:
+def test_pictures_of_both_sides_fit_a_phone(web: Window, page: Path) -> None:
     web.size(390, 844)
     web.open(page, "#p/0/7.5/with/0/1")
     web.until("return document.querySelectorAll('.side .film').length === 2")
@@ -221,13 +213,13 @@ def test_pictures_of_both_sides_fit_a_phone(web: Browser, page: Path) -> None:
     assert all(needed <= room for needed, room in rooms)
 
 
-def test_prints_as_a_document(web: Browser, page: Path) -> None:
+def test_prints_as_a_document(web: Window, page: Path) -> None:
     web.open(page)
     web.until("return document.querySelectorAll('#list .card').length === 16")
     pages = len(re.findall(rb"/Type /Page\b", web.printed()))
     # Two figures share a row, so that they, their tables and all the words take fewer pages.
     assert 5 < pages < web.run("return document.querySelectorAll('figure.panel').length")
-    web.cdp("Emulation.setEmulatedMedia", media="print")
+    web.page.emulate_media(media="print")
     shown = "return [...document.querySelectorAll(arguments[0])].some(e => e.checkVisibility())"
     assert not web.run(shown, "nav, .controls, .save, #more")
     # What is folded away on a screen cannot be opened on paper.
@@ -236,40 +228,38 @@ def test_prints_as_a_document(web: Browser, page: Path) -> None:
     assert web.run(shown, "details td")
 
 
-def test_a_missing_detail_is_said(window: Browser, page: Path, tmp_path: Path) -> None:
+def test_a_missing_detail_is_said(window: Window, page: Path, tmp_path: Path) -> None:
     alone = tmp_path / "index.html"
     alone.write_bytes(page.read_bytes())
     window.open(alone, "#p/0/7.5")
     said = window.until("return document.querySelector('#prompt [role=alert]')?.textContent")
     assert "data/0.html cannot be read" in said
-    window.complaints()
 
 
-def test_exports(web: Browser, page: Path, whole_run: Run) -> None:
+def test_exports(web: Window, page: Path, whole_run: Run) -> None:
     web.open(page)
     web.choose("#group", "control")
-    web.click("#csv")
+    web.page.click("#csv")
     rows = list(csv.DictReader(io.StringIO(web.downloaded("prompts.csv").decode())))
     assert {row["prompt_id"] for row in rows} == {"c0", "c1", "c2", "c3"}
     assert all(float(row["severity"]) < 0.85 for row in rows)
-    web.click("#argument .save button")
-    web.click("#argument .save button:nth-child(2)")
+    web.page.click("#argument .save button")
+    web.page.click("#argument .save button:nth-child(2)")
     name = web.run("return document.querySelector('#argument figure').dataset.name")
     drawn = web.downloaded(f"{name}.svg").decode()
     assert drawn.startswith("<svg")
     assert "var(" not in drawn
     assert web.downloaded(f"{name}.png").startswith(b"\x89PNG")
-    web.click("a[download='severity.parquet']")
+    web.page.click("a[download='severity.parquet']")
     (web.downloads / "copy.parquet").write_bytes(web.downloaded("severity.parquet"))
     table = pq.read_table(web.downloads / "copy.parquet")
     assert table.to_pylist() == whole_run.table("severity").to_pylist()
 
 
-def test_statistics_are_found_and_sorted(web: Browser, page: Path) -> None:
+def test_statistics_are_found_and_sorted(web: Window, page: Path) -> None:
     web.open(page)
-    web.type("#find", "pearson D1 early")
-    web.run("document.querySelector('#find').value = ''")
-    web.type("#find", "Pearson")
+    web.page.fill("#find", "pearson D1 early")
+    web.page.fill("#find", "Pearson")
     shown = web.run(
         "return [...document.querySelectorAll('#figures tbody tr')].filter(r => r.offsetParent)"
         ".map(r => r.textContent)"
@@ -278,23 +268,24 @@ def test_statistics_are_found_and_sorted(web: Browser, page: Path) -> None:
     assert all("pearson" in text.lower() for text in shown)
 
 
-def test_comparison_is_sorted_and_searched(web: Browser, both: Path) -> None:
+def test_comparison_is_sorted_and_searched(web: Window, both: Path) -> None:
     web.open(both)
     assert web.run("return document.querySelector('h1').textContent") == (
         "6 of 16 prompts reproduce an image in A, 3 in B"
     )
-    web.type("input.filter", "control")
+    web.page.fill("input.filter", "control")
     shown = web.run(
         "return [...document.querySelectorAll('#pairs tbody tr')].filter(r => !r.hidden).length"
     )
     assert shown == 4
-    web.click("#differences thead th:nth-child(5) button")
+    web.page.click("#differences thead th:nth-child(5) button")
     sort = "return document.querySelector('#differences th:nth-child(5)').getAttribute('aria-sort')"
     assert web.run(sort) == "descending"
 
 
-def test_redacted_page_shows_no_picture(web: Browser, whole_run: Run, tmp_path: Path) -> None:
-    web.open(report(whole_run, tmp_path, single_file=True, redact_images=True), "#p/0/7.5")
+def test_redacted_page_shows_no_picture(web: Window, whole_run: Run, tmp_path: Path) -> None:
+    page = report(whole_run, tmp_path, single_file=True, redact_images=True)
+    web.open(page, "#p/0/7.5")
     web.until("return document.querySelectorAll('.curve').length === 5")
     assert web.run("return document.querySelectorAll('img').length") == 0
     assert web.run("return document.querySelectorAll('.stage .digest').length") == 1 + world.SEEDS
@@ -304,40 +295,41 @@ def test_redacted_page_shows_no_picture(web: Browser, whole_run: Run, tmp_path: 
     # A digest is one long word.
     for width in (1280, 390):
         web.size(width, 900)
+        web.open(page)
+        web.until("return document.querySelectorAll('#list .card').length === 16")
         assert web.run("return document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.skipif(not OLD_RUNS, reason="no run folder of an older schema is kept in tests/runs")
 @pytest.mark.parametrize("folder", OLD_RUNS, ids=lambda path: path.name)
-def test_an_older_run_still_opens(web: Browser, folder: Path, tmp_path: Path) -> None:
+def test_an_older_run_still_opens(web: Window, folder: Path, tmp_path: Path) -> None:
     web.open(report(open_run(folder), tmp_path, single_file=True), "#p/0")
     assert web.until("return document.querySelector('#prompt-title')?.textContent")
 
 
-def violations(web: Browser, axe: str) -> list[list[str]]:
-    web.run(axe + "; window.axe = axe || module.exports;")
-    found = web.run_async(
-        "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(r => done("
-        "JSON.stringify(r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html"
-        ".slice(0, 200), v.nodes[0].failureSummary]))))"
-    )
-    return json.loads(found)
+def violations(web: Window) -> list[tuple[str, int, str, str]]:
+    found = Axe().run(web.page).response["violations"]
+    return [
+        (one["id"], len(nodes), nodes[0]["html"][:200], nodes[0]["failureSummary"])
+        for one in found
+        for nodes in [one["nodes"]]
+    ]
 
 
-def test_the_checker_sees_what_is_wrong(web: Browser, both: Path, axe: str) -> None:
+def test_the_checker_sees_what_is_wrong(web: Window, both: Path) -> None:
     # An empty list is only worth something if a page that is wrong fills it.
     web.open(both)
     web.run(
         "document.documentElement.removeAttribute('lang');"
         "document.querySelector('h1').style.color = 'color-mix(in srgb, var(--paper), gray 5%)'"
     )
-    assert {"html-has-lang", "color-contrast"} <= {found[0] for found in violations(web, axe)}
+    assert {"html-has-lang", "color-contrast"} <= {found[0] for found in violations(web)}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_accessible(
-    web: Browser, single: Path, both: Path, axe: str, width: int, dark: bool
+    web: Window, single: Path, both: Path, width: int, dark: bool
 ) -> None:
     web.size(width, 900, dark)
     for path, fragment, ready in (
@@ -352,17 +344,17 @@ def test_accessible(
             "for (const e of document.querySelectorAll('details')) e.open = true;"
             "document.querySelector('input[value=table]')?.click()"
         )
-        assert violations(web, axe) == []
+        assert violations(web) == []
         # Nothing is wider than a phone, or the reader scrolls in two directions.
         assert web.run("return document.documentElement.scrollWidth") <= width
     web.open(single)
     web.until("return document.querySelectorAll('#list .card').length === 16")
-    assert violations(web, axe) == []
+    assert violations(web) == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_explanation_is_accessible_and_fits(
-    web: Browser, tmp_path: Path, axe: str, width: int
+    web: Window, tmp_path: Path, width: int
 ) -> None:
     tokens = tuple(Token(i, f"token{i}", 0.1 * i, 0.02 * i, 0.01) for i in range(7))
     shown = Explanation(
@@ -370,9 +362,9 @@ def test_an_explanation_is_accessible_and_fits(
         {"curvature": "no second derivative"}, torch.rand(4, 3, 64, 64),
     )  # fmt: skip
     page = tmp_path / "explanation.html"
-    page.write_text(shown.page(), "utf-8")
+    page.write_text(explanation.page(shown), "utf-8")
     web.size(width, 900)
     web.open(page)
     assert web.run("return document.documentElement.scrollWidth") == width
     assert web.run("return document.querySelector('img').naturalWidth") == 256
-    assert violations(web, axe) == []
+    assert violations(web) == []

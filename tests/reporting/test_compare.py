@@ -11,7 +11,7 @@ from mnemoscope.reporting.compare import _differences, _side
 from mnemoscope.reporting.text import visible
 from mnemoscope.runs.folder import Run
 from mnemoscope.core.stats import bootstrap
-from tests.report import world
+from tests.reporting import world
 
 
 def test_differences_are_paired(whole_run: Run, mended_run: Run) -> None:
@@ -58,7 +58,7 @@ def test_runs_that_share_nothing_are_refused(whole_run: Run, tmp_path: Path) -> 
     other = world.write(tmp_path / "other", tables)
     with pytest.raises(RunError, match="share no prompt"):
         compare(whole_run, other, tmp_path)
-    tables["samples"] = [row | {"guidance": 3.0} for row in tables["samples"]]
+    tables["recipes"] = [row | {"guidance": 3.0 + row["guidance"]} for row in tables["recipes"]]
     third = world.write(tmp_path / "third", tables)
     with pytest.raises(RunError, match="share no guidance scale"):
         compare(whole_run, third, tmp_path)

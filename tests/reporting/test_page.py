@@ -19,12 +19,13 @@ from mnemoscope.reporting.details import Details
 from mnemoscope.reporting.explorer import explorer
 from mnemoscope.reporting.export import csv
 from mnemoscope.reporting.quantities import quantities
+from mnemoscope.reporting.scores import scores_of, told
 from mnemoscope.reporting.text import visible
 from mnemoscope.reporting.verdict import verdict
 from mnemoscope.runs.folder import Run
 from mnemoscope.core.stats import wilson
 from mnemoscope.runs.tables import TABLES
-from tests.report import world
+from tests.reporting import world
 
 
 class Reader(HTMLParser):
@@ -240,7 +241,7 @@ def test_order_is_by_severity(data: dict) -> None:
 @pytest.mark.usefixtures("unprinted")
 def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
     tables = world.rows()
-    kept = {name: tables[name] for name in ("prompts", "references", "samples", "gram")}
+    kept = {name: tables[name] for name in ("recipes", "prompts", "references", "samples", "gram")}
     # Without severity nothing is memorized, and without spread nothing can collapse.
     bare = world.write(tmp_path / "bare", kept)
     text = report(bare).read_text("utf-8")
@@ -251,15 +252,15 @@ def test_what_the_run_lacks_is_said(tmp_path: Path) -> None:
     unjudged = [
         row | {"share": None, "threshold": None, "grade": None} for row in tables["severity"]
     ]
-    few = world.write(tmp_path / "few", kept | {"severity": unjudged})
+    few = world.write(tmp_path / "few", kept | {"severity": unjudged, "recipes": tables["recipes"]})
     assert "to judge them by, so it cannot say" in report(few).read_text("utf-8")
     empty = world.write(tmp_path / "empty", {})
     assert "Left out: the run holds no prompts." in report(empty).read_text("utf-8")
 
 
-def test_prompts_that_copy_another_image_are_counted_apart() -> None:
-    tables = world.rows()
+def test_prompts_that_copy_another_image_are_counted_apart(whole_run: Run) -> None:
     names = ("prompts", "severity", "null", "convergence")
+    tables = {name: whole_run.table(name).to_pylist() for name in names}
     plain = verdict(*(tables[name] for name in names), [], "l2")
     assert "retrieved verbatim" not in plain.sentences[0]
     elsewhere = {"c0", "p1"}
@@ -306,9 +307,11 @@ def test_a_mask_does_not_hide_part_of_a_training_image() -> None:
         name: made[name][:1] for name in ("prompts", "references", "samples")
     }
     tables["references"][0] |= {"image": thumbnail(pixels, mask), "masked": True}
+    tables["samples"][0]["guidance"] = 1.0
     empty = quantities(Record({}, {}))
+    nothing = scores_of(TABLES["scores"].schema.empty_table().append_column("guidance", [[]]))
     shown = explorer(
-        tables["prompts"], tables["samples"], [], [], empty,
+        tables["prompts"], tables["samples"], [], nothing, empty,
         verdict(tables["prompts"], [], [], [], [], "l2"),
     )  # fmt: skip
     detail = Details.of(shown, tables, "l2", empty, redact=False).of_prompt(0, None)

@@ -18,6 +18,7 @@ from mnemoscope.mechanism.base import Record
 from mnemoscope.runs.folder import Manifest, Run, Writer
 from mnemoscope.runs.tables import TABLES
 from tests.mechanism.synthetic import record
+from tests.views import recipe_of
 
 SEEDS = 4
 FILM = (0, 12, 24, 36, 49)
@@ -35,6 +36,7 @@ STRENGTHS = {
     **{f"p{i}": 0.02 * i for i in range(6)},
     **{f"c{i}": 0.0 for i in range(4)},
 }
+SCALES = (1.0, 7.5)
 EVEN = frozenset({"m0", "m2", "m4"})
 """Prompts that a second run has forgotten."""
 
@@ -61,7 +63,7 @@ def strip(branches: int, calls: int, side: int = 8) -> bytes:
 def manifest(**changed: Any) -> Manifest:
     known: dict[str, Any] = {
         "given": {"model": "embedded", "seeds": SEEDS, "guidance": [1.0, 7.5]},
-        "study": {"model": "embedded", "seeds": SEEDS, "similarity": ["l2"], "scheduler": "ddim"},
+        "options": {"model": "embedded", "seeds": SEEDS, "similarity": ["l2"], "scheduler": "ddim"},
         "packages": {"torch": "2"},
         "model": {"name": "embedded", "digest": "0" * 64},
         "prompts": "1" * 64,
@@ -116,18 +118,25 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
             for i, name in enumerate(names)
         ],
     }
+    made["recipes"] = [
+        {
+            "recipe": recipe_of(g), "guidance": g, "scheduler": "ddim", "steps": 50, "eta": 0.0,
+            "seed": 0, "noise": "independent", "intervention": None,
+        }
+        for g in SCALES
+    ]  # fmt: skip
+    made["scores"] = _scores(names, forgotten)
     made |= {"samples": [], "similarities": [], "severity": []}
-    for g in (1.0, 7.5):
+    for g in SCALES:
         for i, name in enumerate(names):
             copied = name[0] == "m" and g > 1 and name not in forgotten
             value = 0.9 + 0.01 * i if copied else 0.6 + 0.01 * i
             for seed in range(SEEDS):
                 broken = name == "p1" and seed == 3
-                key = {"prompt_id": name, "seed": seed, "guidance": g}
+                key = {"prompt_id": name, "seed": seed, "recipe": recipe_of(g)}
                 made["samples"].append(
                     key
                     | {
-                        "scheduler": "ddim",
                         "status": "nonfinite" if broken else "ok",
                         "reason": "call 3 is not finite" if broken else None,
                         "network_calls": 100,
@@ -148,7 +157,7 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
             made["severity"].append(
                 {
                     "prompt_id": name,
-                    "guidance": g,
+                    "recipe": recipe_of(g),
                     "measure": "l2",
                     "mean": value + 0.003,
                     "max": value + 0.006,
@@ -163,7 +172,7 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
         {
             "prompt_id": name,
             "seed": seed,
-            "guidance": g,
+            "recipe": recipe_of(g),
             "calls": list(FILM),
             "branches": ["unconditional", "conditional"] + ["guided"] * (g > 1),
             "side": 8,
@@ -171,7 +180,7 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
         }
         for name in names
         for seed in range(SEEDS)
-        for g in (1.0, 7.5)
+        for g in SCALES
         if not (name == "p1" and seed == 3)
     ]
     made["null"] = [
@@ -180,6 +189,35 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
             "max": 0.83, "threshold": 0.85, "rate": 0.001,
         }
     ]  # fmt: skip
+    return made
+
+
+def _scores(names: list[str], forgotten: frozenset[str]) -> list[dict[str, Any]]:
+    """Score as a study's detectors would: one tells all apart, one some, one lacks a number."""
+    made: list[dict[str, Any]] = []
+    for place, name in enumerate(names):
+        copied = name[0] == "m" and name not in forgotten
+        told: dict[str, float | None] = {
+            "consensus_whitened": 5.0 * copied + 0.01 * place,
+            "gap_norm": 2.0 * copied * (name != "m0") + 0.1 * (place % 7),
+            "length": None if name == "p3" else float(place % 3),
+            HOSTILE[0]: -0.001 * place,
+        }
+        for g in SCALES:
+            made += [
+                {
+                    "prompt_id": name,
+                    "recipe": recipe_of(g),
+                    "detector": detector,
+                    "kind": "prompt",
+                    "score": None if score is None else score + g,
+                    "reason": HOSTILE[1] if score is None else None,
+                    "seeds": SEEDS,
+                    "network_calls": 100,
+                    "seconds": 0.01,
+                }
+                for detector, score in told.items()
+            ]
     return made
 
 
@@ -201,7 +239,7 @@ def _gram(source: Record) -> list[dict[str, Any]]:
                 row: dict[str, Any] = {
                     "prompt_id": str(prompt),
                     "seed": int(seed),
-                    "guidance": g,
+                    "recipe": None if g is None else recipe_of(g),
                     "law": law,
                     "call": int(call),
                     "alpha": float(level.alpha[j]),
@@ -220,7 +258,7 @@ def _convergence(source: Record) -> list[dict[str, Any]]:
         parts = asdict(spread)
         for i, prompt in enumerate(spread.prompts):
             for j, call in enumerate(spread.calls):
-                row: dict[str, Any] = {"prompt_id": prompt, "guidance": g, "call": int(call)}
+                row: dict[str, Any] = {"prompt_id": prompt, "recipe": recipe_of(g), "call": int(call)}
                 row |= {"sigma": parts["sigma"][j], "alpha": np.sqrt(1 - parts["sigma"][j] ** 2)}
                 row |= {name: float(table[i, j]) for name, table in spread.values.items()}
                 made.append(row | {"seeds": SEEDS})

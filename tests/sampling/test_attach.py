@@ -120,8 +120,10 @@ def test_pipelines_are_read_right_and_left_alone(name):
     _, plain, off = recorded(live, 1.0)
     assert off.order == ("cond",)
     assert plain.v_u.isnan().all()
-    torch.testing.assert_close(guided.v_c[:, 0], plain.v_c[:, 0], atol=1e-4, rtol=0)
-    assert float((guided.v_u[:, 0] - plain.v_c[:, 0]).abs().max()) > 1e-3
+    off_cond, off_uncond = (
+        float((said[:, 0] - plain.v_c[:, 0]).norm()) for said in (guided.v_c, guided.v_u)
+    )
+    assert off_cond < off_uncond / 10
     torch.testing.assert_close(
         guided.v_g, guided.v_u + 4 * (guided.v_c - guided.v_u), atol=2e-4, rtol=0
     )
@@ -315,7 +317,8 @@ def test_everything_is_restored_when_something_is_raised(where, error, monkeypat
                 raise error
             live.run(4.0, **options)
 
-    pytest.raises(type(error), block)
+    with pytest.raises(type(error)):
+        block()
     assert state_of(live) == before
     monkeypatch.undo()
     live.pipe.unet.conv_in._forward_hooks.clear()

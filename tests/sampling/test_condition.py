@@ -66,7 +66,7 @@ def test_conditions_of_another_make_are_not_joined():
 
 
 def test_embeddings_are_replaced_and_nothing_else():
-    before = condition()
+    before = condition(seed=1)
     new = torch.randn(3, 5, 4, requires_grad=True)
     after = before.embedded(new)
     assert after.embedding is new
@@ -83,7 +83,7 @@ def test_a_network_without_tokens_has_no_embeddings():
     bare = Condition.of(torch.randn(3, 4))
     assert bare.embedding is None
     with pytest.raises(ModelError, match="not conditioned on tokens"):
-        bare.embedded(torch.randn(3, 4))
+        bare.embedded(torch.randn(3, 4, 1))
 
 
 def test_text_states_are_tokens():

@@ -1,20 +1,33 @@
-"""Sampling: exact paths in closed form, oracles, failures of single samples, the guide."""
+"""Sampling: oracles, failures of single samples, what the network is called with."""
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mnemoscope.core.gram import Gram
-from mnemoscope.core.level import final_level, levels_of
-from mnemoscope.core.predict import combine
+from mnemoscope.core.level import final_level
 from mnemoscope.core.record import Recorder
-from mnemoscope.sampling.loop import exact_path, generators_of, initial_noise, sample
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.models import load_model
-from mnemoscope.models.base import SCHEDULERS, make_scheduler
-from mnemoscope.models.oracle import SCHEDULE, memorizer
+from mnemoscope.models.base import SCHEDULERS
+from mnemoscope.models.oracle import memorizer
+from mnemoscope.sampling.condition import Condition
+from mnemoscope.sampling.exact import exact_path
+from mnemoscope.sampling.loop import (
+    Branches,
+    generators_of,
+    initial_noise,
+    kind_of,
+    sample,
+)
 
-EVERY = sorted(SCHEDULERS)
+EVERY = sorted(name for name in SCHEDULERS if not name.startswith("flow"))
 DETERMINISTIC = [name for name in EVERY if name not in ("ddpm", "euler-ancestral")]
+
+
+def branches_of(model, prompts):
+    blank = model.encode_prompts([""] * len(prompts))
+    return Branches(model.encode_prompts(prompts), blank, tuple(prompts))
 
 
 def run(model, name, prompts, guidance, steps=20, seeds=None, **options):
@@ -26,55 +39,13 @@ def run(model, name, prompts, guidance, steps=20, seeds=None, **options):
         model.denoiser,
         scheduler,
         noise,
-        model.encode_prompts(prompts),
-        model.encode_prompts([""] * len(prompts)),
+        branches_of(model, prompts),
         guidance,
         generators,
         observers=[recorder],
         **options,
     )
     return sampled, recorder.trajectory(sampled.latents), scheduler
-
-
-def test_exact_path_of_ddim_in_closed_form():
-    scheduler = make_scheduler("ddim", 50, SCHEDULE)
-    path, levels, final = exact_path(scheduler), levels_of(scheduler), final_level(scheduler)
-    alpha = torch.cat([levels.alpha, final.alpha[None]])
-    sigma = torch.cat([levels.sigma, final.sigma[None]])
-    ratio = sigma / sigma[0]
-    assert torch.allclose(path.wT, ratio, rtol=0, atol=1e-12)
-    assert torch.allclose(path.w0, alpha - alpha[0] * ratio, rtol=0, atol=1e-12)
-    # The paper's anchors, summed over the 50 destinations (paper.md, section 10).
-    assert float((path.w0 - alpha)[1:].sum()) == pytest.approx(-2.743, abs=5e-4)
-    assert -float((path.wT - sigma)[1:].sum()) == pytest.approx(-0.104, abs=5e-4)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_deterministic_schedulers_agree_with_ddim_on_the_exact_predictor(name, prediction):
-    # A known clean image makes every deterministic solver exact: its level determines the state.
-    if name == "pndm" and prediction != "epsilon":
-        pytest.skip("PNDM averages outputs of several levels: exact only where eps is constant")
-    scheduler = make_scheduler(name, 20, {**SCHEDULE, "prediction_type": prediction})
-    path = exact_path(scheduler)
-    alpha, sigma = path.level
-    ratio = sigma / sigma[0]
-    # Euler and Heun compute in float32 whatever they are given, at sigma up to 14.6.
-    assert torch.allclose(path.wT, ratio, rtol=0, atol=5e-6)
-    assert torch.allclose(path.w0, alpha - alpha[0] * ratio, rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize("name", ["ddpm", "euler-ancestral"])
-def test_stochastic_schedulers_forget_the_initial_noise_faster(name):
-    path = exact_path(make_scheduler(name, 50, SCHEDULE))
-    ratio = path.level.sigma / path.level.sigma[0]
-    assert (path.wT[1:-1] < ratio[1:-1]).all()
-    assert float(path.w0[-1]) == pytest.approx(1, abs=1e-5)
-    # Independent route for DDPM: its mean multiplies the noise by the posterior's coefficient.
-    if name == "ddpm":
-        alpha, sigma = path.level
-        kept = (alpha[:-1] / alpha[1:]) * (sigma[1:] / sigma[:-1]) ** 2
-        assert torch.allclose(path.wT[1:], kept.cumprod(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -94,7 +65,7 @@ def test_perfect_memorizer_ends_on_its_target(name, kind):
     assert torch.allclose(sampled.latents.flatten(1).double(), expected, atol=2e-4)
     if name in DETERMINISTIC:
         final = final_level(scheduler).unit()
-        gram = Gram.of(path, target=x_0, mean=None, guidance=1.0, final=final)
+        gram = Gram.of(path, final=final, target=x_0)
         fit = gram.states().fit("x", ["target", "x_T"])
         assert torch.allclose(fit.weights[..., 0], exact.w0[1:].expand(2, -1), atol=1e-4)
         assert torch.allclose(fit.weights[..., 1], exact.wT[1:].expand(2, -1), atol=1e-4)
@@ -123,7 +94,7 @@ def test_the_record_is_the_same_in_every_scale():
     assert torch.allclose(euler.x_T, noise, atol=1 - share + 1e-6)
     for path in (ddim, euler):
         alpha, sigma = (part.float()[:, None] for part in path.level)
-        rebuilt = alpha * path.x0_g + sigma * path.eps_g
+        rebuilt = alpha * path.x0("g") + sigma * path.eps("g")
         assert torch.allclose(rebuilt, path.x, atol=1e-5)
 
 
@@ -146,12 +117,8 @@ def test_a_sample_that_breaks_is_named_and_disturbs_no_other(guidance):
     generators = generators_of([0, 1])
     scheduler = model.make_scheduler("ddim", 10)
     first = int((scheduler.timesteps >= 500).sum())
-    arguments = (
-        initial_noise(generators, model.latent_shape),
-        model.encode_prompts(prompts),
-        model.encode_prompts(["", ""]),
-        guidance,
-    )
+    noise = initial_noise(generators, model.latent_shape)
+    arguments = noise, branches_of(model, prompts), guidance
     whole = sample(model.denoiser, scheduler, *arguments)
     broken = sample(Breaks(), scheduler, *arguments)
     assert broken.nonfinite.tolist() == [-1, first]
@@ -160,33 +127,119 @@ def test_a_sample_that_breaks_is_named_and_disturbs_no_other(guidance):
     assert whole.ok.all()
 
 
-def test_the_guide_replaces_guidance_at_the_calls_it_wants():
-    model = load_model("oracle:mixture")
-    prompts = ["component 1", "component 2"]
-    seen = []
-
-    def delayed(uncond, cond, point):
-        seen.append(point.call)
-        return combine(uncond, cond, 0.0 if point.call < 3 else 5.0)
-
-    guided, path, _ = run(model, "ddim", prompts, 1.0, guide=delayed)
-    assert seen == list(range(20))
-    assert torch.allclose(path.eps_g[:, :3], path.eps_u[:, :3], atol=1e-6)
-    constant, _, _ = run(model, "ddim", prompts, 5.0, guide=lambda u, c, _: combine(u, c, 5.0))
-    plain, _, _ = run(model, "ddim", prompts, 5.0)
-    assert torch.equal(constant.latents, plain.latents)
-    assert not torch.equal(guided.latents, plain.latents)
-
-
 def test_guidance_that_has_no_meaning_is_refused():
     model = load_model("oracle:mixture")
     with pytest.raises(InputError, match="below 1"):
         run(model, "ddim", ["a"], 0.5)
     scheduler = model.make_scheduler("ddim", 5)
     noise = initial_noise(generators_of([0]), model.latent_shape)
-    cond = model.encode_prompts(["a"])
+    alone = Branches(model.encode_prompts(["a"]))
     with pytest.raises(ModelError, match="unconditional"):
-        sample(model.denoiser, scheduler, noise, cond, None, 2.0)
+        sample(model.denoiser, scheduler, noise, alone, 2.0)
     recorder = Recorder()
-    sampled = sample(model.denoiser, scheduler, noise, cond, None, 1.0, observers=[recorder])
-    assert recorder.trajectory(sampled.latents).eps_u.isnan().all()
+    sampled = sample(model.denoiser, scheduler, noise, alone, 1.0, observers=[recorder])
+    assert recorder.trajectory(sampled.latents).v_u.isnan().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_first_calls_are_those_of_the_whole_path(name):
+    """Stopping a path early changes nothing of what was seen before."""
+    model = load_model("oracle:mixture")
+    tapes = [
+        run(model, name, ["component 1"] * 2, 3.0, steps=8, calls=calls)[1] for calls in (3, None)
+    ]
+    assert tapes[0].calls == 3
+    assert torch.equal(tapes[0].x, tapes[1].x[:, :3])
+    assert torch.equal(tapes[0].v_g, tapes[1].v_g[:, :3])
+
+
+class Spied:
+    """A denoiser that notes what each call is given, and says how it wants to be called."""
+
+    kind = "eps"
+
+    def __init__(self, **manner):
+        self.calls = []
+        for name, value in manner.items():
+            setattr(self, name, value)
+
+    def __call__(self, x, timestep, condition):
+        self.calls.append(condition.parts["mark"].tolist())
+        return 0.1 * condition.parts["mark"].to(x).reshape(-1, 1, 1, 1) + 0 * x
+
+
+def marked(samples=2):
+    def all_of(mark):
+        return Condition({"mark": torch.full((samples,), mark)})
+
+    return Branches(all_of(1), all_of(0))
+
+
+@pytest.mark.parametrize(
+    ("manner", "guidance", "calls"),
+    [
+        ({}, 3.0, [[0, 0, 1, 1]]),
+        ({"order": ("cond", "uncond")}, 3.0, [[1, 1, 0, 0]]),
+        ({"joint": False}, 3.0, [[0, 0], [1, 1]]),
+        ({"joint": False, "order": ("cond", "uncond")}, 3.0, [[1, 1], [0, 0]]),
+        # Unguided, the host calls the prompt's branch alone, so the other goes apart.
+        ({}, 1.0, [[0, 0], [1, 1]]),
+    ],
+)
+def test_the_network_is_called_as_its_host_does(manner, guidance, calls):
+    model, spied = load_model("oracle:mixture"), Spied(**manner)
+    scheduler = model.make_scheduler("ddim", 3)
+    noise = initial_noise(generators_of([0, 1]), model.latent_shape)
+    recorder = Recorder()
+    sampled = sample(spied, scheduler, noise, marked(), guidance, observers=[recorder])
+    assert spied.calls == calls * 3
+    tape = recorder.trajectory(sampled.latents)
+    torch.testing.assert_close(tape.eps("u"), torch.zeros_like(tape.x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(tape.eps("c"), torch.full_like(tape.x, 0.1), atol=1e-6, rtol=0)
+
+
+def test_nobody_who_looks_costs_no_unconditional_call():
+    model, spied = load_model("oracle:mixture"), Spied()
+    noise = initial_noise(generators_of([0, 1]), model.latent_shape)
+    sample(spied, model.make_scheduler("ddim", 3), noise, marked(), 1.0)
+    assert spied.calls == [[1, 1]] * 3
+
+
+def test_a_branch_that_is_known_is_not_evaluated():
+    model, spied = load_model("oracle:mixture"), Spied()
+    noise = initial_noise(generators_of([0, 1]), model.latent_shape)
+    recorder, known = Recorder(), torch.full_like(noise, 0.7)
+    scheduler = model.make_scheduler("ddim", 2)
+    sample(spied, scheduler, noise, marked(), 3.0, observers=[recorder], known=known)
+    assert spied.calls == [[1, 1], [0, 0, 1, 1]]
+    told = recorder.trajectory().eps("u")[:, 0]
+    torch.testing.assert_close(told, torch.full_like(told, 0.7), atol=1e-6, rtol=0)
+
+
+def test_a_flow_starts_from_the_noise_itself():
+    """A velocity eps - x0 that knows its image carries the noise along a straight line to it."""
+    image = torch.randn(1, 3, 4, 4)
+
+    class Straight:
+        kind = "flow"
+        seen = None
+
+        def __call__(self, x, timestep, condition):
+            self.seen = x if self.seen is None else self.seen
+            return (x - image) / (timestep / 1000)
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    noise = initial_noise(generators_of([3]), (3, 4, 4))
+    straight, recorder = Straight(), Recorder()
+    alone = Branches(Condition({"mark": torch.ones(1)}))
+    done = sample(straight, scheduler, noise, alone, 1.0, observers=[recorder])
+    assert torch.equal(straight.seen, noise)
+    assert kind_of(scheduler) == "flow"
+    torch.testing.assert_close(done.latents, image, atol=1e-4, rtol=0)
+    tape = recorder.trajectory(done.latents)
+    wanted = image.flatten(1)[:, None].expand_as(tape.x)
+    torch.testing.assert_close(tape.x0("g"), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        tape.eps("g"), noise.flatten(1)[:, None].expand_as(tape.x), atol=1e-3, rtol=0
+    )

@@ -6,9 +6,9 @@ import torch
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import final_level
 from mnemoscope.core.predict import Prediction
-from mnemoscope.sampling.probes import forward_noised, gap, gap_jvp, pure_noise
-from mnemoscope.sampling.loop import generators_of, initial_noise, points_of
 from mnemoscope.models import load_model
+from mnemoscope.sampling.loop import generators_of, initial_noise, points_of
+from mnemoscope.sampling.probes import forward_noised, gap, gap_jvp, pure_noise
 from tests.tiny import tiny_folder
 
 STEPS = 6
@@ -36,13 +36,14 @@ def test_forward_noised_states_and_estimates(model, name):
         alpha, sigma = (float(part) for part in point.level)
         x = alpha * target + sigma * noise
         assert torch.allclose(tape.x[:, k], x.flatten(1), atol=1e-6)
-        raw = model.pipeline.unet(x, point.timestep, encoder_hidden_states=cond).sample
+        states = cond.embedding
+        raw = model.pipeline.unet(x, point.timestep, encoder_hidden_states=states).sample
         eps = Prediction.from_raw(model.kind, raw, x, point.level).eps
         # One call of four rows against two: a batch split.
-        assert torch.allclose(tape.eps_c[:, k], eps.detach().flatten(1), atol=5e-6)
+        assert torch.allclose(tape.eps("c")[:, k], eps.detach().flatten(1), atol=5e-6)
     assert torch.equal(tape.x_T, noise.flatten(1))
     final = final_level(scheduler).unit()
-    gram = Gram.of(tape, target=target.flatten(1), mean=None, guidance=float("nan"), final=final)
+    gram = Gram.of(tape, final=final, target=target.flatten(1))
     assert gram.rms("x0_c").isfinite().all()
     assert gram.rms("x_0").isnan().all()
     assert gram.rms("eps_g").isnan().all()
@@ -58,7 +59,7 @@ def test_pure_noise_is_the_same_state_everywhere(model):
     tape = pure_noise(model.denoiser, points, noise, cond, uncond)
     assert tape.x.shape[1] == STEPS
     assert (tape.x == noise.flatten(1)[:, None]).all()
-    assert not torch.equal(tape.eps_c[:, 0], tape.eps_u[:, 0])
+    assert not torch.equal(tape.v_c[:, 0], tape.v_u[:, 0])
 
 
 def test_jvp_equals_a_central_difference(model):
@@ -66,7 +67,8 @@ def test_jvp_equals_a_central_difference(model):
     target, x, cond, uncond = inputs(model)
     model.pipeline.unet.double()
     try:
-        x, direction, cond, uncond = (part.double() for part in (x, target, cond, uncond))
+        x, direction = x.double(), target.double()
+        cond, uncond = (part.embedded(part.embedding.double()) for part in (cond, uncond))
         value, derivative = gap_jvp(model.denoiser, x, point, cond, uncond, direction)
         h = 1e-5
         with torch.no_grad():

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mnemoscope.errors import ModelError
+from mnemoscope.sampling.condition import Condition
 from mnemoscope.sampling.probes import (
     divergence,
     drift,
@@ -14,7 +16,7 @@ from mnemoscope.sampling.probes import (
 )
 from tests.detectors.linear import linear, point
 
-UNCOND, COND = torch.zeros(3, 1), torch.ones(3, 1)
+UNCOND, COND = Condition.of(torch.zeros(3, 1)), Condition.of(torch.ones(3, 1))
 
 
 @pytest.fixture
@@ -76,12 +78,13 @@ def test_condition_gradient_against_autograd_of_the_definition(x):
         kind = "eps"
 
         def __call__(self, state, timestep, condition):
-            return state * condition[:, :, None, None]
+            return state * condition.embedding[:, :, :, None]
 
-    cond = torch.tensor([[2.0], [3.0], [-1.0]]).double()
+    scale = torch.tensor([[[2.0]], [[3.0]], [[-1.0]]]).double()
+    cond = Condition.of(scale)
     found = gap_in_condition(Scaled(), x, point(), cond, torch.zeros_like(x))
     # ||c·x|| = |c|·||x||, whose slope in c is sign(c)·||x||.
-    wanted = cond.sign() * x.flatten(1).norm(dim=1, keepdim=True)
+    wanted = scale.sign() * x.flatten(1).norm(dim=1)[:, None, None]
     torch.testing.assert_close(found, wanted)
 
 
@@ -95,3 +98,8 @@ def test_drift_of_a_contraction_is_its_last_step(x):
     # M halves the image each time, so after three repetitions it is 7/8 away.
     found = drift(Shrinking(), x, point(), COND, 3)
     torch.testing.assert_close(found, torch.full((3,), 7 / 8).double())
+
+
+def test_a_network_without_tokens_has_no_gradient_in_them(x):
+    with pytest.raises(ModelError, match="not conditioned on tokens"):
+        gap_in_condition(linear(), x, point(), COND, torch.zeros_like(x))

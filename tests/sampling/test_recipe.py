@@ -59,9 +59,9 @@ def test_the_key_changes_with_a_setting_of_the_intervention():
 
 
 def test_the_key_is_fixed():
-    # Another value would orphan the rows of every table.
-    assert Recipe().key == Recipe(scheduler="auto").key == "g7.5-" + Recipe().key[-8:]
-    assert Recipe(guidance=1.0, steps=10).key == Recipe(steps=10, guidance=1.0).key
+    # Another value would part a table from the recipes it was written with.
+    assert Recipe(scheduler="ddim").key == "g7.5-b9d6e65a"
+    assert Recipe(guidance=1.0).key.startswith("g1-")
 
 
 def seeds(noise, named):

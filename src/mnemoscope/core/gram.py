@@ -206,8 +206,8 @@ class Gram:
             total = torch.zeros(samples, calls, len(self.names), dtype=torch.float64)
             for name, weight in vector.items():
                 scale = torch.as_tensor(weight, dtype=torch.float64)
-                if scale.ndim == 1:
-                    scale = scale[None, :, None]
+                # One a call, or one a sample and call.
+                scale = scale[..., None] if scale.ndim else scale
                 total = total + scale * self.coefficients(name)
             return total
         if vector in self.names:

@@ -133,9 +133,11 @@ def shown(
 def combine(
     uncond: Float[Tensor, "sample *latent"],
     cond: Float[Tensor, "sample *latent"],
-    guidance: float,
+    guidance: float | Float[Tensor, "sample *ones"],
 ) -> Float[Tensor, "sample *latent"]:
     """Apply classifier-free guidance: uncond + g·(cond - uncond); g = 1 is unguided.
+
+    The scale is one for all samples, or one a sample in the dimensions of the predictions.
 
     Raw outputs, clean and noise estimates all obey the same rule, since each is linear in the
     others at a fixed state.

@@ -438,7 +438,8 @@ def _words_bounded(path: Path, leaves: Sequence[Any]) -> None:
 def _short(values: pa.Array, name: str, place: str) -> None:
     """Refuse values too long to be a prompt, before they become Python's."""
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        longest = pc.max(pc.binary_length(values)).as_py()
+        lengths = pc.call_function("binary_length", [values])
+        longest = pc.call_function("max", [lengths]).as_py()
         if longest is not None and longest > MAX_CELL:
             raise InputError(
                 f"{place}: {name} has {longest} bytes; a prompt has at most {MAX_TEXT} characters"

@@ -1,4 +1,4 @@
-r"""References are the training images that a prompt list names, each known once, opened when needed.
+r"""References are the training images a prompt list names, each known once, opened when needed.
 
 Formulas::
 
@@ -18,7 +18,7 @@ known of one without its pixels.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -27,6 +27,7 @@ from mnemoscope.data.images import (
     ImageSource,
     Mask,
     Pixels,
+    TrainingImage,
     fit,
     load_image,
     load_mask,
@@ -80,23 +81,6 @@ class Entry:
     trained: bool
 
 
-@dataclass
-class _Found:
-    """An entry while the list is gone through."""
-
-    reference_id: str
-    source: ImageSource
-    mask: ImageSource | None
-    digest: str
-    height: int
-    width: int
-    prompt_ids: list[str]
-    trained: bool = False
-
-    def entry(self) -> Entry:
-        return Entry(**{**vars(self), "prompt_ids": tuple(self.prompt_ids)})
-
-
 @dataclass(frozen=True)
 class _Catalogue:
     entries: tuple[Entry, ...]
@@ -130,7 +114,9 @@ class References(Sequence[Reference]):
         Raises:
             InputError: If an image cannot be read.
         """
-        found: list[_Found] = []
+        found: list[Entry] = []
+        named: list[list[str]] = []
+        trained: list[bool] = []
         place: dict[str, int] = {}
         known: dict[Path, int] = {}
         own: dict[str, tuple[int, ...]] = {}
@@ -144,19 +130,19 @@ class References(Sequence[Reference]):
                     if isinstance(source, Path):
                         known[source] = at
                     if at == len(found):
-                        height, width = image.pixels.shape[-2:]
-                        found.append(
-                            _Found(
-                                image.reference_id, source, prompt.mask, image.digest, height,
-                                width, [],
-                            )
-                        )  # fmt: skip
+                        found.append(_entry(image, source, prompt.mask))
+                        named.append([])
+                        trained.append(False)
                         self._keep(at, self._shrunk(image.reference_id, image.pixels, prompt.mask))
                 mine.append(at)
-                found[at].prompt_ids.append(prompt.prompt_id)
-                found[at].trained |= prompt.group != "control"
+                named[at].append(prompt.prompt_id)
+                trained[at] |= prompt.group != "control"
             own[prompt.prompt_id] = tuple(dict.fromkeys(mine))
-        return _Catalogue(tuple(each.entry() for each in found), own)
+        entries = (
+            replace(entry, prompt_ids=tuple(ids), trained=yes)
+            for entry, ids, yes in zip(found, named, trained, strict=True)
+        )
+        return _Catalogue(tuple(entries), own)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -271,6 +257,11 @@ class References(Sequence[Reference]):
         while len(self._held) > CACHED:
             self._held.popitem(last=False)
         return reference
+
+
+def _entry(image: TrainingImage, source: ImageSource, mask: ImageSource | None) -> Entry:
+    height, width = image.pixels.shape[-2:]
+    return Entry(image.reference_id, source, mask, image.digest, height, width, (), False)
 
 
 def _brought(mask: Mask, pixels: Pixels) -> Mask:

@@ -91,6 +91,10 @@ class Piece(ABC, Generic[T]):
         """Return what it costs a prompt beside the path; once a seed unless it says otherwise."""
         return self.extra(calls) * seeds
 
+    def apart(self, calls: int) -> Price:
+        """Return what it costs a seed more where prompts do not share their noise."""
+        return Price()
+
     @property
     def pair(self) -> bool:
         """Return whether it takes the training image."""
@@ -132,6 +136,7 @@ def price(
     seeds: int,
     branches: int = 2,
     shared: bool = True,
+    known: bool | None = None,
 ) -> Price:
     """Return what pieces cost a prompt, once the noise bank is warm.
 
@@ -141,15 +146,19 @@ def price(
         seeds: Seeds a prompt.
         branches: Branches of a call: 2, 1 for a model without an unconditional branch, more under
             an intervention that asks for them.
-        shared: Whether prompts share their noise, and so the unconditional branch of the first
-            call.
+        shared: Whether prompts share their noise, and so what depends on it alone.
+        known: Whether the unconditional branch of the first call is the bank's; where noise is
+            shared, if not given. An intervention may change the noise.
     """
     wanted = set(pieces)
     length = path_calls(wanted, calls)
-    path = branches * length - (1 if shared and branches > 1 and length else 0)
+    known = shared if known is None else known
+    path = branches * length - (1 if known and branches > 1 and length else 0)
     total = Price(forward=path) * seeds
     for piece in wanted:
         total = total + piece.total(calls, seeds)
+        if not shared:
+            total = total + piece.apart(calls) * seeds
     return total
 
 

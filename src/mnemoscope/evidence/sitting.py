@@ -280,8 +280,7 @@ class Sitting:
         whose = index // self.seeds
         noise, generators = bank.noise([self._seeds[row] for row in rows])
         known, asked = None, bank.recipe.intervention
-        # An intervention may change the noise, for which nothing is known.
-        if bank.shared and model.has_uncond and asked is None:
+        if bank.knows_start:
             known = bank.unconditional_of_seeds(0)[(index % self.seeds).to(model.device)]
         recorder = Recorder()
         prompts = tuple(self.prompts[p].text for p in whose.tolist())

@@ -211,7 +211,7 @@ def check(model: Model, scheduler: str = "auto", steps: int = 50) -> CheckReport
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         latent_shape=tuple(model.latent_shape),
-        image_size=tuple(model.image_size),
+        image_size=model.image_size,
         window=model.window,
         scheduler=model.scheduler if scheduler == "auto" else scheduler,
         steps=steps,

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, RunError
-from mnemoscope.evidence import Bank, Piece, path_calls, price
+from mnemoscope.evidence import Bank, Piece, path_calls
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.flows.options import (
@@ -259,7 +259,7 @@ class DetectionWorker:
 
     def warm(self) -> None:
         """Compute what depends on no prompt."""
-        if self.length and self.bank.shared and self.model.has_uncond:
+        if self.length and self.bank.knows_start:
             self.bank.unconditional_of_seeds(0)
         for piece in self.pieces:
             piece.warm(self.bank)
@@ -370,13 +370,7 @@ def _score_all(
 
 def _price(worker: DetectionWorker, prompts: PromptList) -> str:
     bank = worker.bank
-    each = price(
-        worker.pieces,
-        calls=bank.calls,
-        seeds=bank.seeds,
-        branches=bank.branches,
-        shared=bank.shared,
-    ).calls
+    each = bank.price(worker.pieces).calls
     return (
         f"{len(prompts)} prompts x {bank.seeds} seeds x {len(worker.detectors)} detectors, "
         f"{each * len(prompts):,} network calls, {worker.length} of {bank.calls} calls of the "

@@ -24,7 +24,7 @@ from mnemoscope.data.prompts import Prompt, PromptList, embedded_prompts
 from mnemoscope.data.references import References
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, RunError
-from mnemoscope.evidence import Bank, Piece, price
+from mnemoscope.evidence import Bank, Piece
 from mnemoscope.evidence.bank import MEAN_DRAWS, reference_mean
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.convergence import Convergence
@@ -284,21 +284,15 @@ class StudyWorker:
         for bank in self.banks.values():
             pieces = self.pieces(bank is self.first)
             bare = [piece for piece in pieces if not piece.pair]
-            common = {
-                "calls": bank.calls,
-                "seeds": bank.seeds,
-                "branches": bank.branches,
-                "shared": bank.shared and bank.recipe.intervention is None,
-            }
-            with_image = price(pieces, **common).calls
-            total += held * with_image + (len(prompts) - held) * price(bare, **common).calls
+            total += held * bank.price(pieces).calls
+            total += (len(prompts) - held) * bank.price(bare).calls
         return total
 
     def price(self, prompts: PromptList) -> str:
         """Say what a study of a list costs."""
         calls = self.calls(prompts)
         if self.model.has_uncond:
-            calls += MEAN_DRAWS + sum(b.seeds for b in self.banks.values() if b.shared)
+            calls += MEAN_DRAWS + sum(b.seeds for b in self.banks.values() if b.knows_start)
         seconds = calls * _seconds_a_row(self.first)
         scales = len(self.banks)
         return (

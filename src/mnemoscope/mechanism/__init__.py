@@ -7,7 +7,7 @@ Contents: `all_analyses` (found by the registry), `analyse` (a record to finding
 (findings to table columns), `read` (a run to a record).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
 from math import isnan
@@ -29,8 +29,13 @@ def all_analyses() -> tuple[Analysis, ...]:
 
     Source: ours.
     """
-    found = named(((kind.name, kind()) for kind in classes(__name__, Analysis)), "analysis")
+    made = [_made(kind) for kind in classes(__name__, Analysis)]
+    found = named(((analysis.name, analysis) for analysis in made), "analysis")
     return tuple(sorted(found.values(), key=lambda analysis: (analysis.order, analysis.name)))
+
+
+def _made(kind: Callable[[], Analysis]) -> Analysis:
+    return kind()
 
 
 def analyse(record: Record) -> dict[str, Finding]:

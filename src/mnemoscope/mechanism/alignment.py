@@ -7,10 +7,11 @@ Formula::
 
 Late in a guided path the state holds more of x than its level says, so even the unconditional
 estimate turns towards x. Whether it *knows* x is told only from pure noise, or with the state
-removed.
+removed. Where a path begins at alpha = 0 its first noise estimate *is* the state, and tells
+nothing.
 """
 
-from math import sqrt
+from math import nan, sqrt
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +23,9 @@ from mnemoscope.core.panels import Panel
 from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
+    PURE_NOISE,
     Analysis,
+    Check,
     Law,
     Measured,
     Record,
@@ -99,32 +102,40 @@ class Alignment(Analysis):
 
         ours, everyone = record.memorized, record.memorized | record.others
         cos_c, cos_u = first("cos(eps_c, x)", ours), first("cos(eps_u, x)", ours)
-        ratio = -cos_c / float(size.typical(ours)[0])
+        length = float(size.typical(ours)[0])
+        ratio = -cos_c / length if length else nan
         bare = [first("cos(eps_c, x) without x_t", who) for who in (ours, record.others)]
         parallel = [first(f"cos({b}, x_T)", everyone) for b in ("eps_c", "eps_u")]
+        told = bool(gram.level.alpha[0] > 0)
+
+        def first_call(claim: int, measured: str, holds: bool | None) -> Check:
+            if not told:
+                return self.check(claim, "not measured", None, PURE_NOISE)
+            return self.check(claim, measured, holds)
+
         return Measured(
             panels[0].caption,
             tuple(panels),
             statistics,
             self.curves(record, *traces.values(), *probes),
             (
-                self.check(
+                first_call(
                     0, f"{cos_c:.4f}, 1/sqrt(d) = {noise:.4f}", ruling(cos_c < -noise, cos_c)
                 ),
-                self.check(
+                first_call(
                     1,
                     f"{ratio:.2f} times -alpha_T·rms(x)",
                     ruling(0.5 <= ratio <= 1.5, ratio),
                 ),
-                self.check(
+                first_call(
                     2, f"{cos_u:.4f}, 1/sqrt(d) = {noise:.4f}", ruling(abs(cos_u) <= noise, cos_u)
                 ),
-                self.check(
+                first_call(
                     3,
                     f"{bare[0]:.3f} against {bare[1]:.3f}",
                     ruling(bare[0] <= bare[1] - 0.1, *bare),
                 ),
-                self.check(
+                first_call(
                     4,
                     f"{parallel[0]:.4f} and {parallel[1]:.4f}",
                     ruling(min(parallel) > 0.95, *parallel),

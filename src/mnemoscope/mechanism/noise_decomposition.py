@@ -4,8 +4,10 @@ Formula::
 
     (w0, wt) = argmin ||eps_g - w0·x_0 - wt·x_t||²      theory: w0 = -alpha/sigma, wt = 1/sigma
 
-with the final sample, or the training image, for x_0. Beside it, at equal level, the distance
-||x_t - x|| / sqrt(d) of a generated state and of a noised training image from that image.
+with the final sample, or the training image, for x_0. Where a path begins at pure noise, alpha = 0,
+its first noise estimate is the state itself and w0 = 0, which tells nothing. Beside it, at equal
+level, the distance ||x_t - x|| / sqrt(d) of a generated state and of a noised training image from
+that image.
 """
 
 from typing import ClassVar
@@ -18,6 +20,7 @@ from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
     NO_TARGET,
+    PURE_NOISE,
     REFERENCES,
     Analysis,
     Check,
@@ -118,6 +121,7 @@ class NoiseDecomposition(Analysis):
                 window="first call",
             )
             for reference, trace in image.items()
+            if alpha[0] > 0
             for group, prompts in record.groups.items()
         )
         theory = alpha / sigma
@@ -154,12 +158,15 @@ class NoiseDecomposition(Analysis):
     def _early(self, record: Record, claim: int, trace: Trace | None, theory: float) -> Check:
         if trace is None:
             return self.check(claim, "not measured", None, NO_TARGET)
+        if not theory:
+            return self.check(claim, "not measured", None, PURE_NOISE)
         times = float(trace.typical(record.memorized)[0]) / theory
         measured = f"{times:.2f} times alpha_T/sigma_T, g = {trace.guidance:g}"
         return self.check(claim, measured, ruling(times >= 2, times))
 
     def _near(self, record: Record, trace: Trace, theory: Float[np.ndarray, " call"]) -> Check:
-        ratio = float(np.median((trace.typical(record.others) / theory)[:10]))
+        told = theory > 0
+        ratio = float(np.median((trace.typical(record.others)[told] / theory[told])[:10]))
         return self.check(2, f"{ratio:.2f} times alpha/sigma", ruling(0.5 <= ratio <= 2, ratio))
 
     def _apart(self, record: Record, distances: tuple[Trace, ...]) -> tuple[Check, Check]:

@@ -1,9 +1,9 @@
 """Reading turns a run into the record that analyses are computed on; no model is loaded.
 
 Groups, measured and never assumed, at the record's main guidance scale (see `severity.truth`): a
-prompt that is *memorized*; of the others those the prompt file calls *control*, and, with a training
-image, those *not memorized*. All else is *other*: prompts without a training image, and prompts of
-which it cannot be told, because too few samples or unrelated images were there to judge by.
+prompt that is *memorized*; of the others those the prompt file calls *control*, and, with an image
+of their own, those *not memorized*. All else is *other*: prompts without a training image, and
+prompts of which it cannot be told, since there were too few samples or unrelated images.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,7 @@ from mnemoscope.mechanism.base import (
     Samples,
     exact_unguided,
 )
-
-MEMORIZED_SHARE = 0.5
-"""Share of a prompt's samples above threshold from which on it counts as memorized."""
+from mnemoscope.severity.truth import NOT_JUDGED, judge
 
 NOISELESS = 1e-3
 """Largest difference of a sampler's exact wT from sigma/sigma_T that is not injected noise."""
@@ -110,7 +108,9 @@ def _samples(run: Readable, law: Law, guidance: float | None) -> Samples | None:
 
 def _placed(probe: Samples, path: Level) -> Samples:
     """Find the calls of a probe on the path by their level, of which it has a selection."""
-    apart = np.abs(probe.gram.log_snr.numpy()[:, None] - log_snr(path).numpy()[None])
+    # As an angle a level is finite everywhere, pure noise included.
+    theirs, ours = (torch.atan2(*level).numpy() for level in (probe.gram.level, path))
+    apart = np.abs(theirs[:, None] - ours[None])
     return Samples.of(probe.gram, probe.prompts, probe.seeds, apart.argmin(axis=1))
 
 

@@ -9,6 +9,7 @@ Contents: `Model`, `SCHEDULERS`, `make_scheduler`, `build_scheduler`, `refuse_pi
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -36,8 +37,14 @@ SCHEDULERS: Mapping[str, str] = {
 }
 """The schedulers by name, with the diffusers class of each; those of flow models begin by flow."""
 
+NETWORKS = ("transformer", "unet", "prior")
+"""Names under which pipelines keep the network they sample with."""
+
 PICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 """Endings of weight files that can run code when they are read."""
+
+ZERO_SNR = "rescale_betas_zero_snr"
+"""The setting by which a schedule of betas begins at pure noise; not every scheduler knows it."""
 
 FLOW_AS_WELL = ("dpmsolver++",)
 """Schedulers that sample flow models too, where the model's configuration says so."""
@@ -205,6 +212,11 @@ def build_scheduler(name: str, config: Mapping[str, Any], *, clip: bool = False)
             f"{name!r} samples flow models, and this one has a schedule of betas; use 'ddim'"
         )
     built = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])
+    if config.get(ZERO_SNR) and ZERO_SNR not in inspect.signature(built.__init__).parameters:
+        raise ModelError(
+            f"the model's schedule begins at pure noise ({ZERO_SNR}), which {name!r} does not "
+            "know; use 'ddim'"
+        )
     changes: dict[str, Any] = {}
     if name == "pndm":
         # Stable Diffusion samples with the linear multistep part alone.

@@ -16,7 +16,6 @@ import copy
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from mnemoscope.core.predict import Kind
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.models.base import Guidance, Model, build_scheduler, check_steps
+from mnemoscope.models.base import NETWORKS, Guidance, Model, build_scheduler, check_steps
 from mnemoscope.models.capture import (
     Asked,
     capture,
@@ -44,9 +43,6 @@ from mnemoscope.sampling.condition import Condition
 from mnemoscope.sampling.loop import kind_of
 
 Latents = Float[Tensor, "sample *latent"]
-
-NETWORKS = ("transformer", "unet", "prior")
-"""Names under which pipelines keep the network they sample with."""
 
 CODECS = ("vae", "vqvae", "movq")
 """Names under which pipelines keep their autoencoder."""
@@ -169,7 +165,7 @@ class Captured(Family):
         """Make a model of a pipeline."""
         return cls(host)
 
-    @cached_property
+    @property
     def denoiser(self) -> CapturedDenoiser:
         """Return the bare network."""
         return CapturedDenoiser(

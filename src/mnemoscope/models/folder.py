@@ -160,7 +160,7 @@ def _part(
 ) -> Part:
     library, called = map(str, told)
     kind = getattr(importlib.import_module(library), called, None) if library in LIBRARIES else None
-    if not isinstance(kind, type) or called.startswith("Auto") and library == "transformers":
+    if not isinstance(kind, type) or (called.startswith("Auto") and library == "transformers"):
         raise ModelError(
             f"{name!r} names {library}.{called} as its {part}; expected a class of "
             f"{' or '.join(LIBRARIES)}: code that comes with a model is not run"
@@ -225,7 +225,9 @@ def _shards(index: Path, what: str) -> tuple[Path, ...]:
     for name in names:
         # A name that leads out of the folder would open any file there is.
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{str(index)!r} names {name!r}; expected .safetensors files beside it")
+            raise ModelError(
+                f"{str(index)!r} names {name!r}; expected .safetensors files beside it"
+            )
         if not (index.parent / name).is_file():
             raise ModelError(f"the {what} has no {name}, which {index.name} names")
     return tuple(index.parent / name for name in names)

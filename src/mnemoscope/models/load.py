@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from mnemoscope.errors import ModelError, did_you_mean
 from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
-from mnemoscope.models.base import Model, refuse_pickle
+from mnemoscope.models.base import NETWORKS, Model, refuse_pickle
 from mnemoscope.models.oracle import ORACLES
 from mnemoscope.models.source import Source
 
@@ -170,7 +170,7 @@ def _named(source: Source) -> Model:
     with quiet():
         pipeline, digest = _pipeline(source, dtype)
         for part, network in _networks(pipeline):
-            network.to(device, dtype if part in SAMPLED else torch.float32)
+            network.to(device, dtype if part in NETWORKS else torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     host = Host(pipeline, name, digest, device, dtype, source, size, source.true_guidance)
     return family_of(type(pipeline)).wrap(host)
@@ -204,11 +204,11 @@ def _of_object(pipeline: Any, given: Source) -> Model:
             f"a {given.model} is loaded already; load its LoRA, VAE or variant by diffusers itself"
         )
     networks = dict(_networks(pipeline))
-    sampled = next((networks[name] for name in SAMPLED if name in networks), None)
+    sampled = next((networks[name] for name in NETWORKS if name in networks), None)
     if sampled is None:
         raise ModelError(
             f"a {given.model} has no network to sample with; expected one named "
-            f"{' or '.join(SAMPLED)}"
+            f"{' or '.join(NETWORKS)}"
         )
     if given.device != "auto":
         pipeline.to(pick_device(given.device))
@@ -226,10 +226,6 @@ def _of_object(pipeline: Any, given: Source) -> Model:
             given.true_guidance,
         )
     )
-
-
-SAMPLED = ("transformer", "unet", "prior")
-"""Names under which pipelines keep the network they sample with."""
 
 
 def _networks(pipeline: Any) -> list[tuple[str, Any]]:
@@ -289,7 +285,7 @@ def _from_folder(
     made: dict[str, Any] = {}
     for part in parts:
         # A LoRA is merged in full precision.
-        low = part.name in SAMPLED and source.lora is None
+        low = part.name in NETWORKS and source.lora is None
         made[part.name] = build(part, name, dtype if low else torch.float32)
         files += [(f"{part.name}/{file.name}", file) for file in part.files]
     if codec is not None and "vae" not in made:

@@ -156,7 +156,8 @@ class Oracle:
         self.fallback = tuple(fallback)
         self.device = torch.device(device)
         self.latent_shape = tuple(denoiser.means.shape[1:])
-        self.image_size = (int(self.latent_shape[-2]), int(self.latent_shape[-1]))
+        high, wide = (1, 1, *self.latent_shape)[-2:]
+        self.image_size = (int(high), int(wide))
         self.source: Source | None = None
 
     @property

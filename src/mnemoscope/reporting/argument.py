@@ -88,6 +88,21 @@ GLOSSARY = (
     ("severity", "the similarity of a prompt's samples to its training image, mean over seeds"),
     ("memorized", "at least half of a prompt's samples reproduce its training image"),
     ("not memorized", "a prompt with a training image that is not memorized"),
+    (
+        "not judged",
+        "a prompt of which neither can be told, since the run has too few unrelated training "
+        "images for a threshold, or no sample to compare",
+    ),
+    (
+        "score, detector",
+        "a number that a method gives a prompt without knowing the answer; larger means more "
+        "memorized, and each detector has a unit of its own",
+    ),
+    (
+        "AUC",
+        "the chance that a memorized prompt scores above another one: 1 is perfect, 0.5 is "
+        "guessing",
+    ),
     ("control", "a prompt whose image the model was never trained on"),
     ("matching verbatim", "a sample reproduces the prompt's own training image"),
     ("retrieved verbatim", "a sample reproduces another training image"),

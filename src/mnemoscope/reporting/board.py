@@ -60,7 +60,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Line:
+class Standing:
     """One detector.
 
     Attributes:
@@ -100,7 +100,7 @@ class Board:
         reasons: Why numbers of the table are withheld.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[Standing, ...]
     facts: dict[str, Any]
     panel: ScatterPanel | None
     reasons: tuple[str, ...]
@@ -134,7 +134,8 @@ def board(run: Run, folder: str | Path | None) -> Board | None:
         facts = json.loads((at / FACTS).read_bytes())
         digest = facts["model"]["digest"]
         told = {name: facts[name] for name in TOLD}
-        table = pq.read_table(at / RANKING, use_threads=False, pre_buffer=False)
+        with pq.ParquetFile(at / RANKING) as file:
+            table = file.read(use_threads=False)
         rows = table.cast(TABLES["ranking"].schema).to_pylist()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise RunError(
@@ -152,8 +153,8 @@ def board(run: Run, folder: str | Path | None) -> Board | None:
     return Board(lines, told, _panel(lines, facts.get("origins", {})), _reasons(rows))
 
 
-def _lines(rows: Sequence[Row]) -> list[Line]:
-    found: list[Line] = []
+def _lines(rows: Sequence[Row]) -> list[Standing]:
+    found: list[Standing] = []
     for name in dict.fromkeys(row["detector"] for row in rows):
         mine = [row for row in rows if row["detector"] == name]
         # Fitted weights are judged on the half of the prompts that they were not fitted on.
@@ -161,7 +162,7 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
         held = {row["metric"]: row for row in mine if row["population"] == population}
         first = held.get("auc", mine[0])
         found.append(
-            Line(
+            Standing(
                 visible(name, 60),
                 visible(first["kind"], 20),
                 population,
@@ -181,7 +182,7 @@ def _reasons(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row["reason"] for row in here if row["reason"]))
 
 
-def _panel(lines: Sequence[Line], origins: Mapping[str, Any]) -> ScatterPanel | None:
+def _panel(lines: Sequence[Standing], origins: Mapping[str, Any]) -> ScatterPanel | None:
     placed = [
         Place(line.detector, str(origins.get(line.detector, line.kind)), line.calls, line.auc)
         for line in lines

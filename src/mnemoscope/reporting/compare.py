@@ -21,18 +21,18 @@ from jaxtyping import Float
 from markupsafe import Markup
 
 from mnemoscope import mechanism
-from mnemoscope.core.panels import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Panel, Points, Role, ScatterPanel, Series
 from mnemoscope.core.stats import Estimate, bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
-from mnemoscope.mechanism.base import Bar as OneBar
 from mnemoscope.reporting import figures
 from mnemoscope.reporting.explorer import card
 from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
-from mnemoscope.reporting.text import interval, number, percent, visible
-from mnemoscope.reporting.verdict import MEMORIZED_SHARE, Row, verdict
+from mnemoscope.reporting.text import interval, number, visible
+from mnemoscope.reporting.verdict import Row, verdict
 from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.severity.truth import judge
 
 CHANGED = 12
 """Prompts shown with pictures: those whose severity changed most."""
@@ -53,6 +53,8 @@ class Side:
         values: Quantity by name, then by prompt, at the common guidance.
         computed: Its curves.
         memorized: Prompts it reproduces.
+        known: Prompts of which it is known whether it does.
+        unjudged: Why it is not known of the others.
     """
 
     run: Run
@@ -62,6 +64,8 @@ class Side:
     values: Mapping[str, Mapping[str, float]]
     computed: Quantities
     memorized: frozenset[str]
+    known: frozenset[str]
+    unjudged: str
 
 
 @dataclass(frozen=True)
@@ -189,14 +193,13 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
     }
     record = mechanism.read(run)
     computed = quantities(record)
-    here = [
-        row for row in rows["severity"] if row["measure"] == measure and row["guidance"] == guidance
-    ]
+    severity = [row for row in rows["severity"] if row["guidance"] == guidance]
+    here = [row for row in severity if row["measure"] == measure]
     values: dict[str, dict[str, float]] = {
         "reproduces": {
-            row["prompt_id"]: float(row["share"] >= MEMORIZED_SHARE)
-            for row in here
-            if row["share"] is not None
+            prompt: float(judged.memorized is True)
+            for prompt, judged in judge(severity, measure).items()
+            if isfinite(judged.share)
         },
         "share": {row["prompt_id"]: row["share"] for row in here if row["share"] is not None},
         "severity": {row["prompt_id"]: row["mean"] for row in here if row["mean"] is not None},
@@ -213,7 +216,7 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
             pictures.setdefault(row["prompt_id"], []).append(row["image"])
     found = verdict(
         rows["prompts"],
-        [row for row in rows["severity"] if row["guidance"] == guidance],
+        severity,
         rows["null"],
         rows["convergence"],
         rows["statistics"],
@@ -227,6 +230,8 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
         values,
         computed,
         found.memorized,
+        frozenset(name for name, one in found.judged.items() if one.memorized is not None),
+        found.unjudged,
     )
 
 
@@ -242,7 +247,9 @@ def _differences(a: Side, b: Side, shared: Sequence[str]) -> list[Difference]:
     populations = {
         "all prompts": list(shared),
         "reproduced in A": [name for name in shared if name in a.memorized],
-        "not reproduced in A": [name for name in shared if name not in a.memorized],
+        "not reproduced in A": [
+            name for name in shared if name in a.known and name not in a.memorized
+        ],
     }
     found: list[Difference] = []
     for name in a.values:
@@ -323,8 +330,17 @@ def _most(a: Side, b: Side, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def _title(a: Side, b: Side, shared: Collection[str]) -> str:
-    counts = [sum(name in side.memorized for name in shared) for side in (a, b)]
-    return f"{counts[0]} of {len(shared)} prompts reproduce an image in A, {counts[1]} in B"
+    both = _known(a, b, shared)
+    if not both:
+        return "No prompt is judged in both runs"
+    counts = [sum(name in side.memorized for name in both) for side in (a, b)]
+    plural = "prompt reproduces" if counts[0] == 1 else "prompts reproduce"
+    return f"{counts[0]} of {len(both)} {plural} an image in A, {counts[1]} in B"
+
+
+def _known(a: Side, b: Side, shared: Collection[str]) -> list[str]:
+    """Return the prompts that are judged in both runs."""
+    return [name for name in shared if name in a.known and name in b.known]
 
 
 def _sentences(
@@ -335,13 +351,22 @@ def _sentences(
     guidance: float,
     measure: str,
 ) -> list[str]:
-    gone = sum(name in a.memorized and name not in b.memorized for name in shared)
-    new = sum(name not in a.memorized and name in b.memorized for name in shared)
-    said = [
+    both = _known(a, b, shared)
+    gone = sum(name in a.memorized and name not in b.memorized for name in both)
+    new = sum(name not in a.memorized and name in b.memorized for name in both)
+    first = (
         f"Both runs hold {len(shared)} prompts with the same text, compared at guidance "
-        f"{guidance:g}. {gone} of them reproduce their image in A only, {new} in B only, by "
-        f"{measure}."
-    ]
+        f"{guidance:g}."
+    )
+    if both:
+        first += (
+            f" {gone} of them reproduce their image in A only, {new} in B only, by {measure}."
+        )
+    if left := len(shared) - len(both):
+        side = a if any(name not in a.known for name in shared) else b
+        are = "prompt is" if left == 1 else "prompts are"
+        first += f" {left} {are} not judged in both: in {side.label}, {side.unjudged}."
+    said = [first]
     for name, what in (
         ("severity", "severity (similarity to the image)"),
         ("D1", "the deviation D1"),
@@ -366,7 +391,9 @@ def _told(side: Side) -> dict[str, Any]:
         "command": command(manifest.given),
         "status": manifest.status,
         "started": manifest.started,
-        "memorized": percent(len(side.memorized) / max(1, len(side.prompts))),
+        "memorized": f"{len(side.memorized)} of {len(side.known)} judged prompts reproduce"
+        if side.known
+        else "No prompt is judged: none is known to reproduce",
     }
 
 
@@ -391,8 +418,10 @@ def _panels(
     if both:
         groups = {
             "memorized": [p for p in both if p in a.memorized],
-            "not memorized": [p for p in both if p not in a.memorized],
+            "not memorized": [p for p in both if p in a.known and p not in a.memorized],
+            "not judged": [p for p in both if p not in a.known],
         }
+        roles: dict[str, Role] = {"memorized": "memorized", "not memorized": "not memorized"}
         panels.append(
             ScatterPanel(
                 "Severity of each prompt in both runs",
@@ -402,19 +431,19 @@ def _panels(
                 f"in A. Where nothing changed, both are equal. n = {len(both)}.",
                 tuple(
                     Points(
-                        f"{role} in A (n = {len(members)})",
-                        "memorized" if role == "memorized" else "not memorized",
+                        f"{label} in A (n = {len(members)})",
+                        roles.get(label, "other"),
                         np.array([x[p] for p in members]),
                         np.array([y[p] for p in members]),
                         tuple(members),
                     )
-                    for role, members in groups.items()
+                    for label, members in groups.items()
                     if members
                 ),
             )
         )
     bars = [
-        OneBar(
+        Bar(
             row.population,
             "memorized" if row.population == "reproduced in A" else "other",
             row.estimate.value,
@@ -435,7 +464,7 @@ def _panels(
             )
         )
     whom = [name for name in shared if name in a.memorized] or list(shared)
-    words = "prompts reproduced in A" if whom != list(shared) else "all prompts"
+    population = "prompts reproduced in A" if whom != list(shared) else "all prompts"
     for name, title, label in (
         ("w0", "Weight of the image in the state", "w0"),
         ("k", "Over-estimation", "k"),
@@ -450,7 +479,7 @@ def _panels(
                     title,
                     "call, from first to last",
                     label,
-                    f"{words.capitalize()}, g = {guidance:g}. Line: median over prompts of the "
+                    f"{population.capitalize()}, g = {guidance:g}. Line: median over prompts of the "
                     "mean over seeds; band: 16 % to 84 % of prompts.",
                     tuple(series),
                 )

@@ -19,9 +19,9 @@ from math import inf, isfinite
 from typing import Any
 
 from mnemoscope.data.images import decode, thumbnail
-from mnemoscope.reporting.explorer import Explorer, Key, card, short
-from mnemoscope.reporting.quantities import Quantities
-from mnemoscope.reporting.text import visible
+from mnemoscope.reporting.explorer import Explorer, card
+from mnemoscope.reporting.quantities import Key, Quantities
+from mnemoscope.reporting.text import short, visible
 from mnemoscope.reporting.verdict import Row
 
 SEEDS = 32
@@ -191,6 +191,7 @@ class Details:
             if nearest is None or nearest in own
             else self._reference(nearest, kept) | {"name": visible(nearest, 40)},
             "curves": self.quantities.curves(*key),
+            "scores": self.shown.scores.of(*key),
             "films": [
                 {
                     "seed": film["seed"],

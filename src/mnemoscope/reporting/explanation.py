@@ -108,9 +108,9 @@ def write(shown: Explanation, folder: str | Path) -> Path:
     write_atomically(folder / "tokens.csv", csv(tokens).encode("utf-8", "replace"))
     for name in shown.maps:
         write_atomically(folder / f"{name.replace(' ', '-')}.png", _png(picture(shown, name)))
-    page = folder / "explanation.html"
-    write_atomically(page, page(shown).encode("utf-8", "replace"))
-    return page
+    target = folder / "explanation.html"
+    write_atomically(target, page(shown).encode("utf-8", "replace"))
+    return target
 
 
 def _png(image: Image.Image) -> bytes:

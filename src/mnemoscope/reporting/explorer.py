@@ -16,18 +16,17 @@ from typing import Any
 
 from PIL import Image
 
-from mnemoscope.reporting.quantities import Quantities
-from mnemoscope.reporting.text import visible
+from mnemoscope.reporting.quantities import Key, Quantities
+from mnemoscope.reporting.scores import RECOMMENDED, Scores
+from mnemoscope.reporting.text import short, visible
 from mnemoscope.reporting.verdict import Row, Verdict
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
 
 TILE = 96
 """Side of the training image in a card, in pixels; a sample's is half of it."""
 
 TEXT = 400
 """Characters of a prompt that the list shows and searches; its own page shows more."""
-
-Key = tuple[str, float]
-"""A prompt and a guidance scale."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +38,28 @@ class Explorer:
         order: Prompts as listed: by falling severity, ties by name.
         lead: Guidance scale that leads; None where the run has no sample.
         scales: All guidance scales, the leading one first.
+        scores: Scores of detectors.
     """
 
     data: dict[str, Any]
     order: tuple[Row, ...]
     lead: float | None
     scales: tuple[float, ...]
+    scores: Scores
 
 
 @dataclass
-class _Scores:
+class _Columns:
     """Columns of numbers a prompt and guidance can be sorted by."""
 
-    columns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    told: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     values: list[Mapping[Key, float | None]] = field(
         default_factory=list[Mapping[Key, float | None]]
     )
 
     def add(self, label: str, about: str, values: Mapping[Key, float | None]) -> None:
         if any(value is not None and isfinite(value) for value in values.values()):
-            self.columns.append({"label": label, "about": about})
+            self.told.append({"label": label, "about": about})
             self.values.append(values)
 
     def of(self, key: Key) -> list[float | None]:
@@ -69,7 +70,7 @@ def explorer(
     prompts: Sequence[Row],
     samples: Sequence[Row],
     severity: Sequence[Row],
-    scores: Sequence[Row],
+    scores: Scores,
     quantities: Quantities,
     found: Verdict,
 ) -> Explorer:
@@ -79,7 +80,7 @@ def explorer(
         prompts: Rows of table `prompts`.
         samples: Rows of table `samples`.
         severity: Rows of table `severity`.
-        scores: Rows of table `scores`; none where no detector ran.
+        scores: Scores of detectors.
         quantities: What the record says of each prompt.
         found: The verdict, whose measure and guidance lead.
 
@@ -103,7 +104,14 @@ def explorer(
         )
 
     ordered = tuple(sorted(prompts, key=weight))
-    columns = _columns(rated, severity, scores, scales, quantities, found.measure)
+    judged = {
+        (prompt, scale): verdict
+        for scale in sorted({row["guidance"] for row in severity})
+        for prompt, verdict in judge(
+            [row for row in severity if row["guidance"] == scale], found.measure
+        ).items()
+    }
+    columns = _columns(rated, judged, severity, scores, quantities, found.measure)
     counts: dict[Key, int] = {}
     for row in samples:
         key = row["prompt_id"], row["guidance"]
@@ -113,38 +121,50 @@ def explorer(
             _entry(row)
             | {
                 "at": {
-                    f"{scale:g}": _at(rated.get(key), counts.get(key, 0), columns.of(key))
+                    f"{scale:g}": _at(
+                        rated.get(key),
+                        judged.get(key, NOT_JUDGED),
+                        counts.get(key, 0),
+                        columns.of(key),
+                    )
                     for scale in scales
                     for key in [(row["prompt_id"], scale)]
                 }
             }
             for row in ordered
         ],
-        "columns": columns.columns,
+        "columns": columns.told,
+        "detectors": scores.listed(),
         "guidances": [f"{scale:g}" for scale in scales],
         "lead": None if lead is None else f"{lead:g}",
         "measure": found.measure,
         "threshold": short(found.threshold),
+        "unjudged": found.unjudged,
         "schedule": quantities.schedule,
     }
-    return Explorer(data, ordered, lead, tuple(sorted(scales, key=lambda scale: scale != lead)))
+    scales = sorted(scales, key=lambda scale: scale != lead)
+    return Explorer(data, ordered, lead, tuple(scales), scores)
 
 
 def _columns(
     rated: Mapping[Key, Row],
+    judged: Mapping[Key, Judgement],
     severity: Sequence[Row],
-    scores: Sequence[Row],
-    scales: Sequence[float],
+    scores: Scores,
     quantities: Quantities,
     measure: str,
-) -> _Scores:
-    columns = _Scores()
+) -> _Columns:
+    columns = _Columns()
+    columns.add(
+        "share",
+        "share of samples that reproduce the image, or its layout where that is a template",
+        {key: verdict.share for key, verdict in judged.items()},
+    )
     for name, about in (
-        ("share", "share of samples that reproduce the image"),
         ("mean", f"severity: mean similarity to the image ({measure}) over seeds"),
         ("max", f"similarity of the closest sample ({measure})"),
     ):
-        label = {"mean": "severity", "max": "closest"}.get(name, name)
+        label = {"mean": "severity", "max": "closest"}[name]
         columns.add(label, about, {key: row[name] for key, row in rated.items()})
     for label, about, values in quantities.scores:
         columns.add(label, about, values)
@@ -158,18 +178,9 @@ def _columns(
                 if row["measure"] == other
             },
         )
-    for name in sorted({row["detector"] for row in scores}):
-        given: dict[Key, list[float]] = {}
-        for row in scores:
-            if row["detector"] == name and row["score"] is not None and isfinite(row["score"]):
-                # A detector samples by itself: its score belongs to the prompt at any scale.
-                for scale in scales:
-                    given.setdefault((row["prompt_id"], scale), []).append(row["score"])
-        columns.add(
-            visible(name, 40),
-            f"score of the detector {visible(name, 40)}; larger is more memorized",
-            {key: sum(values) / len(values) for key, values in given.items()},
-        )
+    for name in scores.first:
+        which = "the detector we recommend" if name == RECOMMENDED else "a detector"
+        columns.add(name, f"score of {which}; larger is more memorized", scores.column(name))
     return columns
 
 
@@ -187,12 +198,14 @@ def _entry(row: Row) -> dict[str, Any]:
     }
 
 
-def _at(rated: Row | None, n: int, values: list[float | None]) -> dict[str, Any]:
-    share = short(rated["share"]) if rated else None
+def _at(
+    rated: Row | None, judged: Judgement, n: int, values: list[float | None]
+) -> dict[str, Any]:
     grade = rated["grade"] if rated else None
     return {
         "n": rated["n"] if rated else n,
-        "share": share,
+        "share": short(judged.share),
+        "memorized": judged.memorized,
         "grade": grade or "not graded",
         "v": values,
     }
@@ -236,11 +249,3 @@ def card(target: bytes | None, samples: Sequence[bytes]) -> bytes | None:
     buffer = io.BytesIO()
     sheet.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
-
-
-def short(value: float | None) -> float | None:
-    """Round to five digits, which no reader needs more of; None where there is no number.
-
-    JSON has no NaN, and a page that cannot be parsed shows nothing.
-    """
-    return float(f"{value:.5g}") if value is not None and isfinite(value) else None

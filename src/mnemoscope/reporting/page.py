@@ -43,16 +43,19 @@ from mnemoscope.reporting.details import Details
 from mnemoscope.reporting.explorer import Explorer, explorer
 from mnemoscope.reporting.export import Download, downloads
 from mnemoscope.reporting.quantities import quantities
+from mnemoscope.reporting.scores import RECOMMENDED, Scores, scores_of, shown_first, told
 from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
 from mnemoscope.reporting.text import interval, number, percent, visible
-from mnemoscope.reporting.verdict import MEMORIZED_SHARE, Row, Verdict, verdict
+from mnemoscope.reporting.verdict import Row, Verdict, verdict
 from mnemoscope.runs.folder import Run, write_atomically
-from mnemoscope.runs.tables import TABLES
 
 PARTS = resources.files("mnemoscope.reporting") / "templates"
 
 SHOWN = 4
 """Prompts beside the verdict; more would push it off the first screen."""
+
+LISTED = 6
+"""Detectors of the overview; the others are folded away."""
 
 BUDGET = 2_400_000
 """Bytes of pictures in a single file: 3.2 MB as base64, which leaves 2.8 of the demo's 6 MB for
@@ -63,7 +66,7 @@ OURS = re.compile(r"\d+\.html|\d+-g[\d.e+]+\.webp")
 
 READ = (
     "prompts", "references", "samples", "similarities", "severity", "null", "convergence",
-    "statistics", "filmstrips", "scores",
+    "statistics", "filmstrips",
 )  # fmt: skip
 """Tables a page is made of; a run that lacks one has no rows of it."""
 
@@ -139,7 +142,7 @@ def report(
     """
     folder = Path(out) if out is not None else run.path / "report"
     rows: dict[str, list[dict[str, Any]]] = {
-        name: run.table(name).to_pylist() if name in TABLES else [] for name in READ
+        name: run.table(name).to_pylist() for name in READ
     }
     measure = str(run.manifest.options["similarity"][0])
     ranked = board(run, leaderboard)
@@ -152,8 +155,9 @@ def report(
         measure,
     )  # fmt: skip
     computed = quantities(record)
+    scores = scores_of(run.table("scores"))
     shown = explorer(
-        rows["prompts"], rows["samples"], rows["severity"], rows["scores"], computed, found
+        rows["prompts"], rows["samples"], rows["severity"], scores, computed, found
     )
     details = Details.of(shown, rows, measure, computed, redact=redact_images)
     try:
@@ -176,7 +180,7 @@ def report(
 
 
 @dataclass(frozen=True)
-class Parts:
+class Delivery:
     """How the details of prompts reach the page.
 
     Attributes:
@@ -196,7 +200,7 @@ class Parts:
     omitted: int
 
 
-def _embedded(details: Details) -> Parts:
+def _embedded(details: Details) -> Delivery:
     room, cards = float(BUDGET), dict[str, str]()
     left_out = 0
     for place, scale, image in details.cards():
@@ -209,10 +213,10 @@ def _embedded(details: Details) -> Parts:
     kept, omitted = details.within(room)
     every = [details.of_prompt(place, kept) for place in range(len(details.shown.order))]
     examples = [(place, every[place]) for place in _chosen(details.shown)]
-    return Parts(False, details.redact, cards, every, examples, omitted + left_out)
+    return Delivery(False, details.redact, cards, every, examples, omitted + left_out)
 
 
-def _beside(details: Details, folder: Path) -> Parts:
+def _beside(details: Details, folder: Path) -> Delivery:
     for name in ("data", "cards"):
         (folder / name).mkdir(exist_ok=True)
         # What a larger run left here would otherwise be mistaken for a part of this one.
@@ -233,7 +237,7 @@ def _beside(details: Details, folder: Path) -> Parts:
         )
         (folder / "data" / f"{place}.html").write_text(text, "utf-8")
     examples = [(place, details.of_prompt(place, None)) for place in _chosen(details.shown)]
-    return Parts(True, details.redact, cards, [], examples, 0)
+    return Delivery(True, details.redact, cards, [], examples, 0)
 
 
 def _webp(image: bytes) -> str:
@@ -320,7 +324,7 @@ def _render(
     run: Run,
     found: Verdict,
     shown: Explorer,
-    parts: Parts,
+    parts: Delivery,
     sections: Mapping[str, Section],
     overview: Mapping[str, Panel],
     nulls: Sequence[Row],
@@ -363,6 +367,7 @@ def _render(
             | {name: _drawn([panel], f"0-{name}")[0] for name, panel in overview.items()},
             downloads=files,
             ranked=ranked,
+            scored=_scored(shown.scores, found),
             glossary=argument.GLOSSARY,
             interval=interval,
         )
@@ -388,22 +393,23 @@ def _count(checks: Sequence[Check]) -> str:
 
 
 def _chosen(shown: Explorer) -> list[int]:
-    """Choose the prompts beside the verdict: the most severe ones and one that is not."""
+    """Choose the prompts beside the verdict: the most severe ones and one not memorized."""
     if shown.lead is None:
         return []
     entries = shown.data["prompts"]
     usable = [place for place, row in enumerate(shown.order) if row["references"]]
-    shares = [entry["at"][f"{shown.lead:g}"]["share"] or 0.0 for entry in entries]
-    high = [place for place in usable if shares[place] >= MEMORIZED_SHARE]
+    memorized = [entry["at"][f"{shown.lead:g}"]["memorized"] for entry in entries]
+    high = [place for place in usable if memorized[place]]
     low = [
         place
         for place in usable
-        if shares[place] < MEMORIZED_SHARE and entries[place]["image"] == "training image"
+        if memorized[place] is False and entries[place]["image"] == "training image"
     ]
-    return high[: SHOWN - 1] + low[::-1][:1]
+    # Where no prompt is judged, the first are shown, and said not to be.
+    return (high[: SHOWN - 1] + low[::-1][:1]) or usable[:SHOWN]
 
 
-def _examples(shown: Explorer, parts: Parts) -> Iterator[dict[str, Any]]:
+def _examples(shown: Explorer, parts: Delivery) -> Iterator[dict[str, Any]]:
     lead = shown.data["lead"]
     for place, detail in parts.examples:
         entry = shown.data["prompts"][place]
@@ -414,8 +420,25 @@ def _examples(shown: Explorer, parts: Parts) -> Iterator[dict[str, Any]]:
             "samples": [s for s in detail["at"][lead]["samples"] if s["status"] == "ok"][:4],
             "share": entry["at"][lead]["share"],
             "n": entry["at"][lead]["n"],
-            "memorized": (entry["at"][lead]["share"] or 0.0) >= MEMORIZED_SHARE,
+            "memorized": entry["at"][lead]["memorized"],
         }
+
+
+def _scored(scores: Scores, found: Verdict) -> dict[str, Any] | None:
+    """Return what the page says of the study's own detectors; None where none scored."""
+    if not scores.detectors:
+        return None
+    rows = told(scores, found)
+    judged = [one for one in found.judged.values() if one.counts]
+    memorized = sum(one.memorized is True for one in judged)
+    return {
+        "rows": rows,
+        "first": shown_first(rows, LISTED),
+        "detectors": len(scores.detectors),
+        "memorized": memorized,
+        "others": len(judged) - memorized,
+        "recommended": RECOMMENDED if RECOMMENDED in scores.detectors else None,
+    }
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -435,10 +458,19 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Latent", f"{' × '.join(map(str, manifest.latent_shape))} = {manifest.d:,} coordinates"),
         ("Final level α, σ", ", ".join(number(part, 5) for part in manifest.final_level)),
         ("Samples", samples or "none"),
+        *((f"Recipe {visible(key, 80)}", _recipe(row)) for key, row in sorted(run.recipes.items())),
         ("Started, finished (UTC)", f"{manifest.started}, {manifest.finished or 'not finished'}"),
         *((f"Package {name}", text) for name, text in sorted(manifest.packages.items())),
         ("Rows", ", ".join(f"{name} {rows:,}" for name, rows in sorted(manifest.rows.items()))),
     ]
+
+
+def _recipe(row: Row) -> str:
+    said = (
+        f"guidance {row['guidance']:g}, {row['scheduler']}, {row['steps']} steps, eta "
+        f"{row['eta']:g}, seed {row['seed']}, noise {row['noise']}"
+    )
+    return visible(said + (f", {row['intervention']}" if row["intervention"] else ""), 400)
 
 
 def _plain(value: Any) -> str:
@@ -447,17 +479,17 @@ def _plain(value: Any) -> str:
 
 def command(given: Mapping[str, Any]) -> str:
     """Write the study as passed as a command line, without the folder it went to."""
-    words = ["mnemoscope", "study"]
+    line = ["mnemoscope", "study"]
     if "model" in given:
-        words.append(str(given["model"]))
+        line.append(str(given["model"]))
     for name, value in given.items():
         if name in ("model", "out") or value is None or value is False:
             continue
-        words.append(f"--{name.replace('_', '-')}")
+        line.append(f"--{name.replace('_', '-')}")
         if value is not True:
             joined = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words.append(joined)
-    return visible(shlex.join([*words, "--out", "DIR"]))
+            line.append(joined)
+    return visible(shlex.join([*line, "--out", "DIR"]))
 
 
 def _digests(run: Run) -> list[tuple[str, str, int]]:

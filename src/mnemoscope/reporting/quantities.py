@@ -30,7 +30,7 @@ CURVES = ("w0", "wT", "k", "gap")
 
 
 @dataclass(frozen=True)
-class Path:
+class PathCurves:
     """The curves of the samples of one guidance scale.
 
     Attributes:
@@ -57,7 +57,7 @@ class Quantities:
         scores: Label, meaning and values of the numbers a prompt can be sorted by.
     """
 
-    paths: Mapping[float, Path]
+    paths: Mapping[float, PathCurves]
     variance: Mapping[Key, Float[np.ndarray, " call"]]
     schedule: Mapping[str, list[float]]
     scores: Sequence[tuple[str, str, Mapping[Key, float | None]]]
@@ -71,8 +71,8 @@ class Quantities:
         found: dict[str, Any] = {
             name: [_numbers(values[row]) for row in rows] for name, values in path.values.items()
         }
-        spread = self.variance.get((prompt, guidance))
-        found["variance"] = [] if spread is None else [_numbers(spread)]
+        variance = self.variance.get((prompt, guidance))
+        found["variance"] = [] if variance is None else [_numbers(variance)]
         return found | {
             "seeds": path.seeds[rows].tolist(),
             "reference": path.reference[prompt],
@@ -84,7 +84,7 @@ def quantities(record: Record) -> Quantities:
 
     Source: Kim, Kim & Lee 2025, for the quantities.
     """
-    paths: dict[float, Path] = {}
+    paths: dict[float, PathCurves] = {}
     schedule: dict[str, list[float]] = {}
     first: dict[Key, float | None] = {}
     gap: dict[Key, float | None] = {}
@@ -104,7 +104,7 @@ def quantities(record: Record) -> Quantities:
             gap[prompt, g] = _mean(path.values["gap"][rows])
         for name, values in _deviations(record, samples).items():
             deviation[name] |= {(prompt, g): value for prompt, value in values.items()}
-    spread = {
+    variance = {
         (prompt, g): found.values["x0_g_variance"][row]
         for g, found in record.convergence.items()
         for row, prompt in enumerate(found.prompts)
@@ -125,10 +125,10 @@ def quantities(record: Record) -> Quantities:
         ("gap", "mean over calls of the difference the prompt makes to the noise estimate", gap),
         ("apart", "distance between the seeds' clean estimates at the last call", apart),
     )
-    return Quantities(paths, spread, schedule, scores)
+    return Quantities(paths, variance, schedule, scores)
 
 
-def _path(samples: Samples) -> Path:
+def _path(samples: Samples) -> PathCurves:
     gram = samples.gram
     has = torch.isfinite(gram.inner("target", "target")).all(dim=1)
     values: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def _path(samples: Samples) -> Path:
     for row, prompt in enumerate(samples.prompts.tolist()):
         rows.setdefault(prompt, []).append(row)
     targets = has.tolist()
-    return Path(
+    return PathCurves(
         values,
         samples.seeds,
         {

@@ -10,6 +10,13 @@ import numpy as np
 from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Role, Series
 from mnemoscope.reporting.text import number
 from mnemoscope.reporting.verdict import Row, Verdict
+from mnemoscope.severity.truth import NOT_JUDGED
+
+NOT_JUDGED_LABEL = "not judged"
+ROLES: dict[str, Role] = {
+    "memorized": "memorized", "not memorized": "not memorized", "control": "control"
+}  # fmt: skip
+"""Looks of the groups; the others have none of their own."""
 
 BINS = 24
 """Bins of the histogram of similarities: fine enough to show two humps in a few hundred samples."""
@@ -62,26 +69,34 @@ def similarity_panel(
     if not values:
         return None
     controls = {row["prompt_id"] for row in prompts if row["group"] == "control"}
-    groups: dict[Role, list[float]] = {"memorized": [], "not memorized": [], "control": []}
+    groups: dict[str, list[float]] = {
+        name: [] for name in ("memorized", "not memorized", "control", NOT_JUDGED_LABEL)
+    }
     for (prompt, _), value in values.items():
-        if prompt in found.memorized:
+        memorized = found.judged.get(prompt, NOT_JUDGED).memorized
+        if memorized is None:
+            groups[NOT_JUDGED_LABEL].append(value)
+        elif memorized:
             groups["memorized"].append(value)
         else:
             groups["control" if prompt in controls else "not memorized"].append(value)
     edges = np.histogram_bin_edges(list(values.values()), BINS)
     corners = np.repeat(edges, 2)
     series: list[Series] = []
-    for role, members in groups.items():
+    for label, members in groups.items():
         if members:
+            role: Role = ROLES.get(label, "other")
             share = np.histogram(members, edges)[0] / len(members)
             heights = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
             series.append(
                 Series(
-                    f"{role} (n = {len(members)})", role, corners, heights,
+                    f"{label} (n = {len(members)})", role, corners, heights,
                     np.zeros_like(heights), heights, corners,
                 )
             )  # fmt: skip
+    dashed = "There is no threshold to judge them by."
     if found.threshold is not None:
+        dashed = f"Dashed: threshold {number(found.threshold)}."
         top = max(part.y.max() for part in series)
         at = np.full(2, found.threshold)
         series.append(Series("threshold", "schedule", at, np.array([0.0, top]), None, None, at))
@@ -90,7 +105,7 @@ def similarity_panel(
         f"similarity ({found.measure}), larger is closer",
         "share of samples",
         f"All ok samples at g = {found.guidance:g}, by the group of their prompt; n counts "
-        f"samples. Dashed: threshold {number(found.threshold)}.",
+        f"samples. {dashed}",
         tuple(series),
     )
 

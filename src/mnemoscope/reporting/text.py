@@ -6,7 +6,7 @@ silently, and bidirectional or invisible marks, which make text look like other 
 
     visible("a\u202eb") = "a⟨U+202E⟩b"
 
-Contents: visible, number, percent, interval.
+Contents: visible, number, short, percent, interval.
 """
 
 import math
@@ -68,6 +68,14 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{mantissa}·10^{int(exponent)}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def short(value: float | None) -> float | None:
+    """Round to five digits, which no reader needs more of; None where there is no number.
+
+    JSON has no NaN, and a page that cannot be parsed shows nothing.
+    """
+    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
 def percent(share: float | None) -> str:

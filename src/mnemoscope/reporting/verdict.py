@@ -6,22 +6,23 @@ One sentence a claim of the founding paper, each with population, measure, inter
     2. how far severity follows the early deviation D1  Pearson r, bootstrap interval over prompts
     3. how far apart the samples of a prompt end        median over prompts
 
-A sentence whose numbers a run does not hold says so.
+A sentence whose numbers a run does not hold says so, and prompts that cannot be judged are counted
+apart: they are not "not memorized".
 
 Contents: `Tally`, `Verdict`, `verdict`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 from typing import Any
 
 from mnemoscope.core.stats import Estimate, wilson
 from mnemoscope.mechanism.base import PATH_GUIDANCE
 from mnemoscope.reporting.text import interval, number, percent, visible
-
-MEMORIZED_SHARE = 0.5
-"""A prompt counts as memorized when at least this share of its samples reproduces its image."""
+from mnemoscope.severity.null import FEWEST_IMAGES, FEWEST_PAIRS
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
 
 Row = Mapping[str, Any]
 
@@ -60,6 +61,8 @@ class Verdict:
         measure: Similarity measure it is by.
         threshold: Similarity above which a sample reproduces an image.
         memorized: Prompts that reproduce their image.
+        judged: What is known of every prompt at that guidance scale.
+        unjudged: Why a prompt with an image could not be judged.
         tallies: Counts of prompts with a training image, and of controls.
         levels: Counts by planting level, where the run has levels.
     """
@@ -71,6 +74,8 @@ class Verdict:
     measure: str
     threshold: float | None
     memorized: frozenset[str]
+    judged: Mapping[str, Judgement]
+    unjudged: str
     tallies: tuple[Tally, ...]
     levels: tuple[Tally, ...]
 
@@ -102,18 +107,14 @@ def verdict(
     rated = [row for row in by_measure if row["share"] is not None]
     scales = sorted({row["guidance"] for row in rated or by_measure})
     guidance = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
-    share = {row["prompt_id"]: row["share"] for row in rated if row["guidance"] == guidance}
-    elsewhere = {
-        row["prompt_id"]
-        for row in by_measure
-        if row["guidance"] == guidance and row["grade"] == "retrieved verbatim"
-    }
-    memorized = frozenset(prompt for prompt, value in share.items() if value >= MEMORIZED_SHARE)
+    judged = judge([row for row in severity if row["guidance"] == guidance], measure)
+    elsewhere = {prompt for prompt, found in judged.items() if found.elsewhere}
+    memorized = frozenset(prompt for prompt, found in judged.items() if found.memorized)
     thresholds = [row["threshold"] for row in rated if row["threshold"] is not None]
     controls = [row["prompt_id"] for row in prompts if row["group"] == "control"]
     known = [row["prompt_id"] for row in prompts if row["group"] != "control"]
-    ours = _tally("prompts with a training image", known, share)
-    tallies = tuple(t for t in (ours, _tally("controls", controls, share)) if t.estimate.n)
+    ours = _tally("prompts with a training image", known, judged)
+    tallies = tuple(t for t in (ours, _tally("controls", controls, judged)) if t.estimate.n)
     # Controls have level 0 in the lab, and a population of their own here.
     planted = [row for row in prompts if row["level"] is not None and row["group"] != "control"]
     levels = sorted({row["level"] for row in planted})
@@ -121,37 +122,48 @@ def verdict(
         _tally(
             f"level {level}",
             [row["prompt_id"] for row in planted if row["level"] == level],
-            share,
+            judged,
         )
         for level in levels
     )
+    left = [
+        row["prompt_id"]
+        for row in prompts
+        if row["references"] and judged.get(row["prompt_id"], NOT_JUDGED).memorized is None
+    ]
+    why = _why_unjudged(nulls, measure)
     plural = "prompt reproduces" if ours.count == 1 else "prompts reproduce"
-    title = (
-        f"{ours.count} of {ours.estimate.n} {plural} a training image"
-        if ours.estimate.n
-        else "Nothing can be said about reproduction"
-    )
+    if ours.estimate.n:
+        title = f"{ours.count} of {ours.estimate.n} {plural} a training image"
+    elif left and guidance is not None:
+        title = f"{_prompts(len(left))} not judged"
+    else:
+        title = "Nothing can be said about reproduction"
     return Verdict(
         title,
         (
             _reproduction(tallies, guidance, measure)
-            + _elsewhere(len(elsewhere), len(elsewhere & set(controls))),
+            + _elsewhere(len(elsewhere), len(elsewhere & set(controls)))
+            + (_unjudged(len(left), why) if guidance is not None else ""),
             _deviation(statistics, measure),
-            _collapse(prompts, convergence, memorized, guidance),
+            _collapse(prompts, convergence, judged, guidance),
         ),
         _origin(nulls, measure),
         guidance,
         measure,
         thresholds[0] if thresholds else None,
         memorized,
+        judged,
+        why,
         tallies,
         tuple(tally for tally in by_level if tally.estimate.n),
     )
 
 
-def _tally(label: str, prompts: Iterable[str], share: Mapping[str, float]) -> Tally:
-    known = [share[prompt] for prompt in prompts if prompt in share]
-    count = sum(value >= MEMORIZED_SHARE for value in known)
+def _tally(label: str, prompts: Iterable[str], judged: Mapping[str, Judgement]) -> Tally:
+    held = [judged[prompt] for prompt in prompts if prompt in judged]
+    known = [found.memorized for found in held if isfinite(found.share)]
+    count = sum(memorized is True for memorized in known)
     return Tally(label, count, wilson(count, len(known)))
 
 
@@ -184,6 +196,28 @@ def _elsewhere(prompts: int, controls: int) -> str:
         f" In {count}{among if controls else ''} at least one sample is retrieved verbatim: "
         "another training image."
     )
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt is" if count == 1 else f"{count} prompts are"
+
+
+def _unjudged(count: int, why: str) -> str:
+    """Tell of prompts of which it is not known whether they are memorized; "" for none."""
+    return f" {_prompts(count)} not judged: {why}." if count else ""
+
+
+def _why_unjudged(nulls: Sequence[Row], measure: str) -> str:
+    for row in nulls:
+        if row["measure"] == measure and row["threshold"] is None:
+            reason = visible(row["reason"] or "there is no threshold", 200)
+            return (
+                f"{reason}. A threshold takes {FEWEST_PAIRS} unrelated pairs, which "
+                f"{FEWEST_IMAGES} training images of different prompts give"
+            )
+    if not any(row["measure"] == measure for row in nulls):
+        return "the run holds no null distribution, so it has no threshold"
+    return "none of their samples could be compared with a training image"
 
 
 def _origin(nulls: Sequence[Row], measure: str) -> str:
@@ -229,7 +263,7 @@ def _deviation(statistics: Sequence[Row], measure: str) -> str:
 def _collapse(
     prompts: Sequence[Row],
     convergence: Sequence[Row],
-    memorized: frozenset[str],
+    judged: Mapping[str, Judgement],
     guidance: float | None,
 ) -> str:
     here = [row for row in convergence if guidance is None or row["guidance"] == guidance]
@@ -240,13 +274,14 @@ def _collapse(
         if row["call"] == last and row["x0_g_distance"] is not None
     }
     known = [row["prompt_id"] for row in prompts if row["prompt_id"] in apart]
-    ours = [apart[prompt] for prompt in known if prompt in memorized]
-    theirs = [apart[prompt] for prompt in known if prompt not in memorized]
+    told = {prompt: judged.get(prompt, NOT_JUDGED).memorized for prompt in known}
+    ours = [apart[prompt] for prompt in known if told[prompt] is True]
+    theirs = [apart[prompt] for prompt in known if told[prompt] is False]
     seeds = max((row["seeds"] for row in here), default=0)
     if not ours or not theirs:
         return (
-            "Whether samples of a memorized prompt run together was not measured; it needs "
-            "memorized and other prompts, with two seeds or more each."
+            "Whether samples of a memorized prompt run together was not measured; that needs "
+            "prompts judged memorized and others judged not to be, with two seeds or more each."
         )
     return (
         f"Started from {seeds} different noises, the samples of a memorized prompt end "

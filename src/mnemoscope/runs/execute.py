@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -56,6 +56,7 @@ class Unit:
         return range(self.start, self.start + len(self.prompts))
 
 
+@runtime_checkable
 class Worker(Protocol):
     """Whatever does a unit's work."""
 

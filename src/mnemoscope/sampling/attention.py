@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.sampling.hooks import Attended, Intervention
+from mnemoscope.sampling.hooks import Attended, Intervention, ask, checked
 
 
 @dataclass
@@ -60,6 +60,10 @@ class Watch:
         if self.rows is None:
             return
         logits, _ = _logits(attention, hidden[self.rows], context[self.rows])
+        self.take(logits, down)
+
+    def take(self, logits: Float[Tensor, "row head query token"], down: bool) -> None:
+        """Take in the logits of a layer for the rows of interest."""
         shares = logits.softmax(dim=-1).mean(dim=1)
         self._layers.append(shares.mean(dim=1).cpu())
         if self.end is not None and down:
@@ -87,6 +91,11 @@ class _Watched:
         self.inner = inner
         self.seen = seen
         self.down = down
+
+    def take(self, logits: Float[Tensor, "row head query token"]) -> None:
+        """Show the watch the logits that another processor used."""
+        if self.seen.rows is not None:
+            self.seen.take(logits[self.seen.rows].detach(), self.down)
 
     def __call__(
         self,
@@ -211,12 +220,10 @@ class _Steered:
         at = Attended(
             self.layer, self.layer.startswith("down_blocks"), wheel.call, wheel.branches, wheel.end
         )
-        changed = wheel.intervention.attention(logits, at)
-        if changed.shape != logits.shape or changed.dtype != logits.dtype:
-            raise InputError(
-                f"{wheel.intervention}: its `attention` returned {changed.dtype} "
-                f"{tuple(changed.shape)}; expected {logits.dtype} {tuple(logits.shape)}"
-            )
+        steers = wheel.intervention
+        changed = checked(steers, "attention", ask(steers, "attention", logits, at), logits)
+        if isinstance(self.inner, _Watched):
+            self.inner.take(changed)
         value = attn.to_v(text).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         mixed = (changed.softmax(dim=-1).to(value) @ value).transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](mixed))

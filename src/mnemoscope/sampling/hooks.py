@@ -12,7 +12,8 @@ Flow of a sample, with what is the identity unless overridden::
 An intervention may ask for further conditions, `branches`, which are evaluated in the same network
 call as the others and paid for. Observers see every call and write nothing.
 
-Contents: `Intervention`, `Step`, `Attended`, `Encode`.
+Contents: `Intervention`, `Step`, `Attended`, `Encode`; `ask` and `checked`, by which a hook is
+called.
 """
 
 from abc import ABC
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from mnemoscope.core.predict import Kind, Prediction, combine, to_raw
 from mnemoscope.core.record import Point
+from mnemoscope.errors import InputError, MnemoscopeError
 from mnemoscope.sampling.condition import Condition
 
 Latents = Float[Tensor, "sample *latent"]
@@ -155,3 +157,40 @@ class Intervention(ABC):
         """Return its name with its settings, as the command line takes it."""
         told = ",".join(f"{name}={value}" for name, value in self.settings.items())
         return f"{self.name}({told})" if told else self.name
+
+
+def ask(intervention: Intervention, hook: str, *given: Any) -> Any:
+    """Call a hook; what goes wrong in it is said to be its fault.
+
+    Raises:
+        InputError: If it raises anything but that memory has run out.
+    """
+    try:
+        return getattr(intervention, hook)(*given)
+    except (MnemoscopeError, MemoryError):
+        raise
+    except Exception as error:
+        # A full accelerator raises RuntimeError; batches are halved for it.
+        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+            raise
+        raise InputError(
+            f"{intervention}: its `{hook}` raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def checked(intervention: Intervention, hook: str, made: Any, like: Tensor) -> Tensor:
+    """Return what a hook made of a tensor, if it is one of the same shape and type.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not isinstance(made, Tensor):
+        raise InputError(
+            f"{intervention}: its `{hook}` returned {type(made).__name__}; expected a tensor"
+        )
+    if made.shape != like.shape or made.dtype != like.dtype:
+        raise InputError(
+            f"{intervention}: its `{hook}` returned {made.dtype} {tuple(made.shape)}; "
+            f"expected {like.dtype} {tuple(like.shape)}"
+        )
+    return made

@@ -25,10 +25,10 @@ from torch import Tensor
 from mnemoscope.core.level import Level, levels_of
 from mnemoscope.core.predict import Kind, Prediction
 from mnemoscope.core.record import Call, Point
-from mnemoscope.errors import InputError, MnemoscopeError, ModelError
+from mnemoscope.errors import InputError, ModelError
 from mnemoscope.sampling.attention import Watch, Wheel, steered
 from mnemoscope.sampling.condition import Condition, cat
-from mnemoscope.sampling.hooks import Intervention, Step
+from mnemoscope.sampling.hooks import Intervention, Step, ask, checked
 
 Latents = Float[Tensor, "sample *latent"]
 
@@ -256,8 +256,7 @@ def sample(
                 if intervention is None:
                     used = step.guided()
                 else:
-                    made = _asked(intervention, "guide", step)
-                    used = _checked(intervention, "guide", made, used)
+                    used = checked(intervention, "guide", ask(intervention, "guide", step), used)
                     if intervention.memory:
                         history = (*history, step)[-intervention.memory :]
             # A sum is finite only where all of its parts are.
@@ -347,48 +346,33 @@ def _prepared(
             raise InputError(f"{intervention} encodes prompts; pass `encode` to `sample`")
         return encode(prompts)
 
-    prompts = branches.prompts
-    cond = _asked(intervention, "condition", prompts, branches.cond, told)
-    if len(cond) != len(branches.cond):
+    prompts, rows = branches.prompts, len(branches.cond)
+    cond = ask(intervention, "condition", prompts, branches.cond, told)
+    _of_rows(intervention, "condition", cond, rows)
+    others = ask(intervention, "branches", prompts, cond, told)
+    if not isinstance(others, Mapping) or tuple(others) != intervention.branches_asked:
+        names = tuple(others) if isinstance(others, Mapping) else type(others).__name__
         raise InputError(
-            f"{intervention} made {len(cond)} conditions of {len(branches.cond)}; "
-            "its `condition` must return one row a sample"
-        )
-    others = dict(_asked(intervention, "branches", prompts, cond, told))
-    if tuple(others) != intervention.branches_asked:
-        raise InputError(
-            f"{intervention} returned branches {tuple(others)}; it asked for "
+            f"{intervention}: its `branches` returned {names}; it asked for "
             f"{intervention.branches_asked}"
         )
-    made = _asked(intervention, "noise", noise, prompts)
-    start = _checked(intervention, "noise", made, noise)
+    for other in others.values():
+        _of_rows(intervention, "branches", other, rows)
+    start = checked(intervention, "noise", ask(intervention, "noise", noise, prompts), noise)
     return start, {"cond": cond, **others}
 
 
-def _asked(intervention: Intervention, hook: str, *given: Any) -> Any:
-    """Ask a hook; what goes wrong in it is said to be its fault."""
-    try:
-        return getattr(intervention, hook)(*given)
-    except (MnemoscopeError, RuntimeError, MemoryError):
-        # A RuntimeError may be an accelerator that is full, for which batches are halved.
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{intervention}: its `{hook}` raised {type(error).__name__}: {error}"
-        ) from error
-
-
-def _checked(intervention: Intervention, hook: str, made: Any, like: Latents) -> Latents:
-    if not isinstance(made, Tensor):
-        raise InputError(
-            f"{intervention}: its `{hook}` returned {type(made).__name__}; expected a tensor"
-        )
-    if made.shape != like.shape or made.dtype != like.dtype:
-        raise InputError(
-            f"{intervention}: its `{hook}` returned {made.dtype} {tuple(made.shape)}; "
-            f"expected {like.dtype} {tuple(like.shape)}"
-        )
-    return made
+def _of_rows(intervention: Intervention, hook: str, made: Any, rows: int) -> None:
+    """Refuse what is no condition of one row a sample."""
+    if not isinstance(made, Condition):
+        told = type(made).__name__
+    elif len(made) != rows:
+        told = f"{len(made)} rows"
+    else:
+        return
+    raise InputError(
+        f"{intervention}: its `{hook}` returned {told}; expected a condition of {rows} rows"
+    )
 
 
 KIND_OF_CONFIG: dict[str, Kind] = {

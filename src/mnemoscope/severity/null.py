@@ -31,6 +31,10 @@ RATE = 1e-3
 """Share of unrelated pairs that may pass for a match."""
 MAX_RATE = 0.05
 """Rate above which no threshold is given: 18 unrelated pairs or fewer say too little."""
+FEWEST_PAIRS = math.ceil(1 / MAX_RATE) - 1
+"""Unrelated pairs that give a threshold."""
+FEWEST_IMAGES = math.ceil((1 + math.sqrt(1 + 8 * FEWEST_PAIRS)) / 2)
+"""Training images that have as many pairs, if none are related."""
 MOST = 2000
 """Training images that a null is fitted on, evenly over the list: 2 million pairs, 0.1 GB."""
 BLOCK = 64
@@ -154,7 +158,7 @@ def unrelated(
     for at, one in enumerate(kin):
         for prompt in one.prompt_ids:
             members[prompt].append(at)
-    for row, at in enumerate(rows):
+    for row, at in enumerate(rows.tolist()):
         for prompt in kin[at].prompt_ids:
             apart[row, members[prompt]] = False
     return apart
@@ -185,12 +189,17 @@ def fit_nulls(
     # Both directions of a pair are one piece of evidence. Only a mask makes them differ.
     once = np.array_equal(usable, usable.T)
     pairs = values[np.triu(usable, 1) if once else usable]
-    if nearest is None:
-        nearest = np.where(usable, values, -np.inf).max(axis=1, initial=-np.inf)
+    closest = _nearest(values, usable) if nearest is None else nearest
     return (
         Null.fit(measure, pairs, rate=rate),
-        Null.fit(measure, nearest, relation="nearest", rate=rate),
+        Null.fit(measure, closest, relation="nearest", rate=rate),
     )
+
+
+def _nearest(
+    values: Float[np.ndarray, "image reference"], usable: Bool[np.ndarray, "image reference"]
+) -> Float[np.ndarray, " image"]:
+    return np.where(usable, values, -np.inf).max(axis=1, initial=-np.inf)
 
 
 def measured_nulls(
@@ -221,18 +230,13 @@ def measured_nulls(
     count = len(references)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(np.intp))
     index = similarity.index(references)
-    values, apart, nearest = (np.empty((0, len(chosen))), np.empty((0, len(chosen)), bool), [])
-    blocks: list[tuple[np.ndarray, np.ndarray]] = []
+    values, apart = np.empty((len(chosen), len(chosen))), np.empty((len(chosen),) * 2, dtype=bool)
+    nearest = np.empty(len(chosen))
     for start in range(0, len(chosen), BLOCK):
-        rows = chosen[start : start + BLOCK]
-        images = torch.stack([fit(references[int(at)].pixels, size) for at in rows])
+        rows = slice(start, start + BLOCK)
+        images = torch.stack([fit(references[at].pixels, size) for at in chosen[rows].tolist()])
         found = index.compare(images).numpy()
-        away = unrelated(kin, rows.tolist())
-        usable = away & np.isfinite(found)
-        nearest.append(np.where(usable, found, -np.inf).max(axis=1, initial=-np.inf))
-        blocks.append((found[:, chosen], away[:, chosen]))
-    if blocks:
-        values = np.concatenate([found for found, _ in blocks])
-        apart = np.concatenate([away for _, away in blocks])
-    told = np.concatenate(nearest) if nearest else np.empty(0)
-    return fit_nulls(measure, values, apart, nearest=told, rate=rate)
+        away = unrelated(kin, chosen[rows].tolist())
+        nearest[rows] = _nearest(found, away & np.isfinite(found))
+        values[rows], apart[rows] = found[:, chosen], away[:, chosen]
+    return fit_nulls(measure, values, apart, nearest=nearest, rate=rate)

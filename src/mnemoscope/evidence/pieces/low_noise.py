@@ -33,6 +33,10 @@ class LowNoise(Piece[LatentMaps]):
         """Return one evaluation; the unconditional branch is the bank's."""
         return Price(forward=1)
 
+    def apart(self, calls: int) -> Price:
+        """Return the unconditional branch."""
+        return Price(forward=1)
+
     def warm(self, bank: Bank) -> None:
         """Fill the bank with the unconditional branch."""
         if bank.shared and bank.model.has_uncond:

@@ -7,6 +7,7 @@ Formulas, means over the n seeds of a prompt at the first call::
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,7 +42,12 @@ class Steps:
     def first(self, calls: int) -> "Steps":
         """Return the record of fewer calls."""
         level = Level(*(part[:calls] for part in self.gram.level))
-        gram = replace(self.gram, level=level, products=self.gram.products[:, :calls])
+        products = self.gram.products[:, :calls].clone()
+        if calls < self.gram.calls:
+            # Whoever asks for a part of the path is given the same, whoever asks for more.
+            x_0 = self.gram.names.index("x_0")
+            products[:, :, x_0] = products[:, :, :, x_0] = torch.nan
+        gram = replace(self.gram, level=level, products=products)
         return replace(self, gram=gram, exact=(self.exact[0][:calls], self.exact[1][:calls]))
 
 

@@ -32,6 +32,10 @@ class SquareGradient(Piece[Float[Tensor, "prompt seed *latent"]]):
         """Return the conditional branch forward and back; the other is the bank's."""
         return Price(forward=1, backward=1)
 
+    def apart(self, calls: int) -> Price:
+        """Return the unconditional branch."""
+        return Price(forward=1, backward=1)
+
     def warm(self, bank: Bank) -> None:
         """Fill the bank with the unconditional branch."""
         if bank.shared and bank.model.has_uncond:

@@ -30,6 +30,10 @@ class TokenGradient(Piece[Float[Tensor, "prompt seed token"]]):
         """Return the conditional branch forward and back; the other is the bank's."""
         return Price(forward=1, backward=1)
 
+    def apart(self, calls: int) -> Price:
+        """Return the unconditional branch."""
+        return Price(forward=1)
+
     def warm(self, bank: Bank) -> None:
         """Fill the bank with the unconditional branch."""
         if bank.shared and bank.model.has_uncond:

@@ -44,7 +44,7 @@ class Velocity(Family):
     """The shipped model with another target and schedule."""
 
     name: ClassVar[str] = "v"
-    base_steps: ClassVar[int] = 900
+    base_steps: ClassVar[int] = 400
     base_lr: ClassVar[float] = 6e-4
     planting_lr: ClassVar[float] = 6e-4
     frozen: ClassVar[frozenset[str]] = frozenset({"text_encoder"})

@@ -27,6 +27,7 @@ from mnemoscope.mechanism.base.record import (
 from mnemoscope.mechanism.base.weights import (
     EARLY_UPDATES,
     NO_TARGET,
+    PURE_NOISE,
     REFERENCES,
     departures,
     exact_unguided,
@@ -41,6 +42,7 @@ __all__ = [
     "LAW_IN_WORDS",
     "NO_TARGET",
     "PATH_GUIDANCE",
+    "PURE_NOISE",
     "REFERENCES",
     "Analysis",
     "Check",

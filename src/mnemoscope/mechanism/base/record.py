@@ -32,8 +32,8 @@ LAW_IN_WORDS = {
 }
 
 GROUPS: tuple[Role, ...] = ("memorized", "not memorized", "control", "other")
-"""The populations, in the order they are drawn in; of "other" prompts it cannot be told whether they
-are memorized: they have no training image, or it was not judged."""
+"""The populations, in the order they are drawn in; "other" prompts have no training image, or could
+not be judged."""
 
 FEWEST = 3
 """Fewest prompts whose median a check relies on."""

@@ -22,6 +22,12 @@ REFERENCES = {"target": "target", "final sample": "x_0"}
 
 NO_TARGET = "no prompt of the run has a training image"
 
+PURE_NOISE = (
+    "the path begins at pure noise (alpha = 0), where the noise estimate is the state whatever the "
+    "network says"
+)
+"""Why a claim about the first noise estimate cannot be told with zero terminal SNR."""
+
 EARLY_UPDATES = 10
 """Updates of the early window, of Stable Diffusion's usual 50."""
 

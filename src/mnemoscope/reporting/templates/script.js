@@ -147,7 +147,6 @@
   const [search, group, grade, guidance, sort, order, score, count, more, list] =
     ["search", "group", "grade", "guidance", "sort", "order", "score", "count", "more", "list"].map($);
   const PAGE = 48;
-  const HIT = 0.5;
   let found = [];
   let shown = 0;
   let body = null;
@@ -162,13 +161,13 @@
   data.columns.forEach((column, at) => { option(sort, String(at), column.label); option(score, String(at), column.label); });
   for (const value of ["text", "level", "tokens"]) option(sort, value, value === "text" ? "prompt" : value);
 
-  const EMPTY = { n: 0, share: null, grade: "not graded", v: [] };
+  const EMPTY = { n: 0, share: null, memorized: null, grade: "not graded", v: [] };
   const at = (prompt, g = guidance.value) => prompt.at[g] || EMPTY;
   const said = (here) => (known(here.share) ? percent(here.share) + " of " + here.n + " samples reproduce it"
-    : "not judged: no threshold or no training image");
+    : here.memorized === false ? "no training image of its own, and no other reproduced" : "not judged");
   // A prompt that misses its own image and copies another would else look harmless.
   const graded = (here) => here.grade + (here.grade === "retrieved verbatim" ? ": another training image" : "");
-  const hit = (prompt, g = guidance.value) => low(at(prompt, g).share) >= HIT;
+  const hit = (prompt, g = guidance.value) => at(prompt, g).memorized === true;
   const sortable = (prompt) => (sort.value === "text" ? prompt.text
     : sort.value === "level" || sort.value === "tokens" ? prompt[sort.value] : at(prompt).v[Number(sort.value)]);
   const about = (prompt) => prompt.group + (known(prompt.level) ? ", level " + prompt.level : "");
@@ -443,8 +442,10 @@
   // ---- the page of a prompt -------------------------------------------------------------------
 
   const stage = $("prompt");
-  const ROLES = { memorized: "var(--memorized)", control: "var(--control)", plain: "var(--plain)" };
-  const roleOf = (prompt) => (hit(prompt, data.lead) ? "memorized" : prompt.group === "control" ? "control" : "plain");
+  const ROLES = { memorized: "var(--memorized)", control: "var(--control)", plain: "var(--plain)", unjudged: "var(--schedule)" };
+  const WORDS = { memorized: "memorized", control: "control", plain: "not memorized", unjudged: "not judged" };
+  const roleOf = (prompt) => (!known(at(prompt, data.lead).memorized) ? "unjudged" : hit(prompt, data.lead) ? "memorized"
+    : prompt.group === "control" ? "control" : "plain");
   let now = Math.floor(calls / 4);
   let shows = [];
   let playing = 0;
@@ -459,6 +460,54 @@
   const stop = () => { clearInterval(playing); playing = 0; };
   const link = (sides) => "#p/" + sides.map(([place, g]) => place + "/" + g).join("/with/");
 
+  // ---- scores of detectors ----------------------------------------------------------------------
+
+  const TICKS = 300;
+  const ranked = (rank, n) => (rank === 1 ? "the highest of " : "rank " + rank + " of ") + n + " prompts";
+  // Where a score lies among those of the run's other prompts, at the same guidance scale.
+  const strip = (prompt, g, name, column) => {
+    const others = data.prompts.filter((one) => known(at(one, g).v[column])).sort((a, b) => at(a, g).v[column] - at(b, g).v[column]);
+    const values = others.map((one) => at(one, g).v[column]);
+    const [from, to] = [values[0], values[values.length - 1]];
+    const place = (value) => (4 + (WIDE - 8) * (to > from ? (value - from) / (to - from) : 0.5)).toFixed(1);
+    const svg = draw("svg", { viewBox: "0 0 " + WIDE + " 34", role: "img", class: "strip",
+      "aria-label": name + " of " + values.length + " prompts, from " + number(from) + " to " + number(to) + "; of this one " + number(at(prompt, g).v[column]) });
+    svg.append(draw("path", { d: "M0 17H" + WIDE, stroke: "var(--rule)" }));
+    const every = Math.ceil(others.length / TICKS);
+    others.forEach((one, rank) => {
+      if (rank % every) return;
+      const role = roleOf(one);
+      svg.append(draw("path", { d: "M" + place(at(one, g).v[column]) + " 17v" + (role === "memorized" ? -11 : 11),
+        stroke: ROLES[role], "stroke-width": "1.5", opacity: ".75" }));
+    });
+    svg.append(draw("circle", { cx: place(at(prompt, g).v[column]), cy: 17, r: 5, fill: "var(--ink)", stroke: "var(--paper)", "stroke-width": "1.5" }));
+    return svg;
+  };
+  const scoreBlock = (prompt, g, scores, level) => {
+    if (!scores.length) return make("div", { class: "scores" });
+    const said = (place) => {
+      const [score, rank] = scores[place];
+      return known(score) ? [make("strong", {}, number(score)), ", " + ranked(rank, data.detectors[place].n[g])] : ["no score: " + rank];
+    };
+    const first = data.detectors.map((one, place) => [one, place, data.columns.findIndex((column) => column.label === one.name)])
+      .filter(([, , column]) => column >= 0);
+    const cell = (text, kind = "") => make("td", { class: kind }, text);
+    return make("div", { class: "scores" },
+      make(level, { class: "subtitle" }, "What detectors say of it"),
+      ...first.map(([one, place, column]) => make("div", { class: "scored" },
+        make("p", {}, make("code", {}, one.name), " ", ...said(place)),
+        ...(known(scores[place][0]) ? [strip(prompt, g, one.name, column)] : []))),
+      ...(first.length ? [make("p", { class: "hint" }, "Larger is more memorized. The dot is this prompt at g = " + g
+        + "; a line upwards is a memorized prompt of the run, a line downwards another one.")] : []),
+      make("details", {}, make("summary", {}, make("span", {}, "All " + scores.length + " detectors")),
+        make("table", { class: "ranks" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "detector"),
+          make("th", { scope: "col", class: "num" }, "score"), make("th", { scope: "col", class: "num" }, "rank"))),
+        make("tbody", {}, ...scores.map(([score, rank], place) => make("tr", {},
+          make("th", { scope: "row" }, make("code", {}, data.detectors[place].name)),
+          cell(known(score) ? number(score) : "no score", "num"),
+          known(score) ? cell(rank + " of " + data.detectors[place].n[g], "num") : cell(rank, "method")))))));
+  };
+
   const sideOf = (prompt, g, detail, ranges, level) => {
     const here = detail.at[g];
     const role = roleOf(prompt);
@@ -466,17 +515,18 @@
     const whom = "g = " + g;
     const parts = here.curves ? CHARTS.filter((spec) => here.curves[spec.name].length)
       .map((spec) => chart(spec, here.curves, ranges.get(spec.name), ROLES[role], whom, moveTo)) : [];
-    const words = role === "memorized" ? "memorized" : role === "control" ? "control" : "not memorized";
     const listed = at(prompt, g);
     const element = make("article", { class: "side " + role },
       make(level, { class: "title" }, make("bdi", { class: "prompt" }, detail.text)),
-      make("p", { class: "facts" }, make("strong", { class: "role" }, words), " at g = " + data.lead + ". Shown at ", make("strong", {}, whom), ": " + said(listed)
+      make("p", { class: "facts" }, make("strong", { class: "role" }, WORDS[role]), " at g = " + data.lead
+        + (role === "unjudged" && prompt.group === "control" ? ", a control" : "") + (role === "unjudged" && detail.own.length ? ": " + data.unjudged : "") + ". Shown at ", make("strong", {}, whom), ": " + said(listed)
         + ". " + about(prompt) + "; " + prompt.tokens + " tokens" + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
       make("div", { class: "work" }, drawn.element, make("div", { class: "curves" }, ...parts.map((one) => one.figure))),
       parts.length ? make("p", { class: "hint" }, "Bold: mean over " + here.curves.seeds.length + " seeds; thin: each seed. The image is "
         + (here.curves.reference === "target" ? "the " + prompt.image : "the sample's own end, since the prompt has none") + ".")
         : make("p", { class: "warning" }, "The run recorded no path of this prompt at this guidance scale."),
-      make("details", {}, make("summary", {}, make("span", {}, "All scores")),
+      scoreBlock(prompt, g, here.scores, level === "h1" ? "h2" : "h3"),
+      make("details", {}, make("summary", {}, make("span", {}, "All numbers of this prompt")),
         make("table", {}, make("tbody", {}, ...data.columns.map((column, place) => make("tr", {},
           make("th", { scope: "row" }, column.label), make("td", { class: "num" }, number(listed.v[place])), make("td", { class: "method" }, column.about)))))));
     return { element, shows: [...drawn.shows, ...parts.map((one) => one.show)] };
@@ -488,7 +538,8 @@
     const chosen = second ? second.join("/") : "";
     option(select, "", "nothing");
     for (const scale of data.guidances) if (scale !== g) option(select, place + "/" + scale, "this prompt at g = " + scale);
-    for (const [role, words] of [["memorized", "the most severe prompt"], ["plain", "a prompt that is not memorized"], ["control", "a control"]]) {
+    for (const [role, words] of [["memorized", "the most severe prompt"], ["plain", "a prompt that is not memorized"], ["control", "a control"],
+      ["unjudged", "a prompt that is not judged"]]) {
       const rank = role === "plain" ? [...data.prompts].reverse() : data.prompts;
       const other = rank.find((prompt) => roleOf(prompt) === role && prompt.place !== place);
       if (other) option(select, other.place + "/" + g, words);
