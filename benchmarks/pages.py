@@ -1,8 +1,8 @@
 """The report: how big it is, how long it takes to build and to open, from a demo to 10,000 prompts.
 
 The demo's run is a real one. Larger runs are the tables of a small one laid side by side under
-other names, since a page costs what its rows cost, whatever they say. Opening needs Chromium and
-its driver; it counts from the navigation's start to the load event, and to the first paint.
+other names, since a page costs what its rows cost, whatever they say. Opening needs Chromium; it
+counts from the navigation's start to the load event, and to the first paint.
 """
 
 import shutil
@@ -18,14 +18,15 @@ import pyarrow as pa
 from benchmarks.table import Row, show
 from mnemoscope import Study, report, run
 from mnemoscope.runs.folder import Run, Writer
-from tests.report.browser import CHROMIUM, DRIVER, Browser, browser
+from tests.reporting.browser import CHROMIUM, Window, browser
 
 SINGLE, BUILD, PAINT, OPEN, SCRIPT = 6e6, 10.0, 1.0, 2.0, 150e3
 """Bytes, seconds, seconds, seconds, bytes."""
 NAMED = ("prompt_id", "reference_id", "nearest_reference_id")
 """Columns that name a row, and so must differ between copies."""
 SCROLL = """
-const done = arguments[0], times = [];
+new Promise((done) => {
+const times = [];
 let last = performance.now(), at = 0;
 function frame(now) {
   times.push(now - last); last = now;
@@ -34,6 +35,7 @@ function frame(now) {
   else done(times.slice(1).sort((a, b) => a - b)[56]);
 }
 requestAnimationFrame(frame);
+})
 """
 """Scroll a third of a screen a frame; the 95th percentile of the time a frame takes, ms."""
 
@@ -45,8 +47,8 @@ def repeat(source: Run, copies: int, folder: Path, tables: tuple[str, ...]) -> R
     with Writer.open(folder, manifest) as writer:
         for copy in range(copies):
             parts = {name: _renamed(rows, f"~{copy}") for name, rows in held.items()}
-            if copy:
-                parts.pop("null", None)
+            for once in ("null", "recipes") if copy else ():
+                parts.pop(once, None)
             writer.append(f"{copy:05}", parts)
         return writer.close(manifest, "complete")
 
@@ -70,7 +72,7 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def opened(window: Browser | None, page: Path) -> tuple[float, float, float]:
+def opened(window: Window | None, page: Path) -> tuple[float, float, float]:
     """Open a page; return seconds to its load event and first paint, and milliseconds a frame."""
     if window is None:
         return (float("nan"),) * 3
@@ -83,10 +85,10 @@ def opened(window: Browser | None, page: Path) -> tuple[float, float, float]:
             "Name('first-contentful-paint')[0]?.startTime",
         )
     )
-    return loaded / 1000, paint / 1000, window.run_async(SCROLL)
+    return loaded / 1000, paint / 1000, window.page.evaluate(SCROLL)
 
 
-def measure(window: Browser | None, folder: Path) -> list[Row]:
+def measure(window: Window | None, folder: Path) -> list[Row]:
     """Measure every size and return the table's rows."""
     demo = run(Study(subset=24, seeds=4, filmstrip=16, out=folder / "demo"))
     start = perf_counter()
@@ -105,7 +107,8 @@ def measure(window: Browser | None, folder: Path) -> list[Row]:
         Row("largest script, kB", f"{largest / 1e3:.0f}", "", largest, SCRIPT),
     ]
     wide = run(Study(subset=20, seeds=10, filmstrip=16, out=folder / "wide"))
-    small = ("prompts", "references", "samples", "gram", "similarities", "severity", "null")
+    small = ("recipes", "prompts", "references", "samples", "gram", "similarities", "severity",
+             "null", "scores")  # fmt: skip
     for prompts, source, tables in (
         (500, wide, (*small, "convergence", "filmstrips")),
         (10_008, demo, small),
@@ -133,12 +136,12 @@ def main() -> bool:
     """Measure, print, and return whether every limit is kept."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if CHROMIUM and DRIVER:
-            with browser(folder / "downloads") as window:
-                rows = measure(window, folder)
+        if CHROMIUM:
+            with browser() as chromium:
+                rows = measure(Window(chromium, folder), folder)
         else:
             rows = measure(None, folder)
-            print("no Chromium with driver: nothing was opened")
+            print("no Chromium: nothing was opened")
             rows = [row for row in rows if row.value == row.value]
     return show("The report", rows, "embedded model; larger runs repeat its tables")
 

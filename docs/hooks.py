@@ -1,10 +1,12 @@
 """Fill pages from the source they describe, so that they cannot differ from it."""
 
+from collections.abc import Callable
 from typing import Any
 
-from mnemoscope.tables import DERIVED, TABLES
-
-MARK = "<!-- tables -->"
+from mnemoscope.detectors import Detector, all_detectors
+from mnemoscope.evidence import price
+from mnemoscope.mitigations import all_mitigations
+from mnemoscope.runs.tables import DERIVED, TABLES
 
 
 def tables() -> str:
@@ -25,6 +27,44 @@ def tables() -> str:
     return "\n".join(parts)
 
 
+def detectors() -> str:
+    """Return every detector with what it computes and costs, as Markdown."""
+    rows = [
+        "| detector | kind | what it computes | calls a seed | source |",
+        "|---|---|---|---|---|",
+    ]
+    methods: dict[str, list[Detector]] = {}
+    for detector in all_detectors():
+        if not detector.released:
+            methods.setdefault(detector.source, []).append(detector)
+    for source, variants in sorted(methods.items(), key=lambda item: item[1][0].name):
+        for detector in variants:
+            calls = price(detector.needs.pieces, calls=50, seeds=1).calls
+            formula = detector.formula.replace("|", "\\|")
+            rows.append(f"| `{detector.name}` | {detector.kind} | {formula} | {calls} | {source} |")
+    return "\n".join(rows)
+
+
+def mitigations() -> str:
+    """Return every mitigation with its settings, as Markdown."""
+    rows = ["| mitigation | what it does | source |", "|---|---|---|"]
+    for kind in all_mitigations().values():
+        about = (kind.__doc__ or "").split("\n")[0]
+        rows.append(f"| `{kind()}` | {about} | {kind.source} |")
+    return "\n".join(rows)
+
+
+MARKS: dict[str, Callable[[], str]] = {
+    "<!-- tables -->": tables,
+    "<!-- detectors -->": detectors,
+    "<!-- mitigations -->": mitigations,
+}
+"""What stands for what in a page."""
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the mark of a page by what it stands for."""
-    return markdown.replace(MARK, tables())
+    """Replace the marks of a page by what they stand for."""
+    for mark, filled in MARKS.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, filled())
+    return markdown

@@ -44,13 +44,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def derived(kind: type[Any], work: Callable[[Any], None], about: str) -> Callable[..., None]:
+def derived(kind: type[Any], work: Callable[[Any], None]) -> Callable[..., None]:
     """Make a command of the fields of a dataclass: one definition, default and help of each option.
 
     Args:
         kind: A frozen dataclass of options, with `of_options`.
-        work: What the command does with one of it.
-        about: What the command does, in a sentence.
+        work: What the command does with one of it; its docstring is the help of the command.
     """
 
     def command(**given: Any) -> None:
@@ -81,18 +80,19 @@ def derived(kind: type[Any], work: Callable[[Any], None], about: str) -> Callabl
                 annotation=Annotated[taken | None if optional else taken, mark],
             )
         )
-    command.__doc__ = about
+    command.__doc__ = work.__doc__
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
 def _taken(kind: Any) -> Any:
-    """Return the type a command line reads an option as; text where it is neither number nor flag."""
+    """Return the type an option is read as; text where it is neither number nor flag."""
     return next((k for k in (bool, int, float) if kind in (k, k | None)), str)
 
 
 def _study(study: Any) -> None:
+    """Sample a model on prompts; measure what it memorized, and why."""
     from mnemoscope.flows.study import run
 
     finished = run(study, notify=lambda line: typer.echo(line, err=True), progress=True)
@@ -151,6 +151,7 @@ def report(
 
 
 def _check(asked: Any) -> None:
+    """Print a model's family, levels, parity with its host pipeline, and price a sample."""
     from mnemoscope.flows.check import check as examine
     from mnemoscope.flows.options import loaded
 
@@ -161,6 +162,7 @@ def _check(asked: Any) -> None:
 
 
 def _detect(asked: Any) -> None:
+    """Score prompts by how memorized they are; larger is more."""
     from dataclasses import asdict
 
     from mnemoscope.flows.detect import FORMATS, detect
@@ -203,6 +205,7 @@ def _detect(asked: Any) -> None:
 
 
 def _explain(asked: Any) -> None:
+    """Show which tokens and which places of a prompt's samples are memorized."""
     from mnemoscope.flows.explain import explain
     from mnemoscope.flows.options import loaded
     from mnemoscope.reporting.explanation import write
@@ -231,6 +234,7 @@ bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
 
 
 def _bench_detectors(asked: Any) -> None:
+    """Rank detectors against measured severity."""
     from dataclasses import asdict
 
     from mnemoscope.flows.bench import leaderboard, summary
@@ -312,14 +316,14 @@ def _add_derived() -> None:
     from mnemoscope.flows.explain import Explaining
     from mnemoscope.flows.study import Study
 
-    for home, name, kind, work, about in (
-        (app, "study", Study, _study, "Sample a model on prompts; measure what it memorized, and why."),
-        (app, "detect", Detection, _detect, "Score prompts by how memorized they are; larger is more."),
-        (app, "explain", Explaining, _explain, "Show which tokens and places of samples are memorized."),
-        (app, "check", Checking, _check, "Print a model's family, levels, parity with its host, and price."),
-        (bench, "detectors", Benchmark, _bench_detectors, "Rank detectors against measured severity."),
-    ):  # fmt: skip
-        home.command(name)(derived(kind, work, about))
+    for home, name, kind, work in (
+        (app, "study", Study, _study),
+        (app, "detect", Detection, _detect),
+        (app, "explain", Explaining, _explain),
+        (app, "check", Checking, _check),
+        (bench, "detectors", Benchmark, _bench_detectors),
+    ):
+        home.command(name)(derived(kind, work))
 
 
 _add_derived()

@@ -205,13 +205,11 @@ def test_what_was_not_declared_is_not_shown(model, prompts):
 def test_a_path_that_failed_is_a_reason(prompts):
     oracle = load_model("oracle:memorizer")
 
-    class Failing:
-        kind = "eps"
-
+    class Failing(type(oracle.denoiser)):
         def __call__(self, x, timestep, condition):
             raise RuntimeError("a fuse blew")
 
-    oracle.denoiser = Failing()
+    oracle.denoiser = Failing(oracle.denoiser.means, oracle.denoiser.spreads)
     bank = Bank(oracle, Recipe(scheduler="ddim", steps=2), SEEDS)
     sitting = sit(bank, prompts, range(2), [PathRecord(1)])
     assert {outcome.status for outcome in sitting.outcomes} == {"error"}

@@ -8,19 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from mnemoscope.sampling.probes import gap
-from mnemoscope.sampling.loop import generators_of, initial_noise, points_of
-from mnemoscope.errors import ModelError
-from mnemoscope.flows.explain import explain
+from mnemoscope.data.prompts import Prompt
+from mnemoscope.errors import InputError, ModelError
+from mnemoscope.flows.explain import Explaining, explain
 from mnemoscope.models import load_model
-from mnemoscope.plan import seed_of
+from mnemoscope.reporting.explanation import page as page_of
+from mnemoscope.reporting.explanation import write
 from mnemoscope.reporting.page import digest
-from tests.tiny import tiny_folder
+from mnemoscope.sampling.loop import generators_of, initial_noise, points_of
+from mnemoscope.sampling.probes import gap
+from mnemoscope.sampling.recipe import seed_of
+from tests.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(str(tiny_folder(tmp_path_factory.mktemp("model"))), device="cpu")
+def model():
+    return load_model(tiny_pipeline(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +52,14 @@ def test_attribution_is_the_slope_of_the_gap_norm(model, explained):
     def sizes(condition):
         return gap(model.denoiser, noise, point, condition, uncond).flatten(1).norm(dim=1)
 
-    slopes = torch.zeros(2, cond.shape[2])
-    for feature in range(cond.shape[2]):
-        step = torch.zeros_like(cond)
+    states = cond.embedding
+    slopes = torch.zeros(2, states.shape[2])
+    for feature in range(states.shape[2]):
+        step = torch.zeros_like(states)
         step[:, at, feature] = 0.05
         with torch.no_grad():
-            slopes[:, feature] = (sizes(cond + step) - sizes(cond - step)) / 0.1
+            ahead, behind = (sizes(cond.embedded(states + s)) for s in (step, -step))
+            slopes[:, feature] = (ahead - behind) / 0.1
     wanted = float(slopes.norm(dim=1).mean())
     assert explained.tokens[at].attribution == pytest.approx(wanted, rel=0.02)
 
@@ -63,7 +68,7 @@ def test_maps_are_pictures(explained, tmp_path):
     assert set(explained.maps) == {"squared gap", "curvature", "bright ending"}
     assert not explained.missing
     assert explained.maps["squared gap"].shape == (2, 8, 8)
-    explained.write(tmp_path)
+    write(explained, tmp_path)
     with Image.open(tmp_path / "squared-gap.png") as image:
         # Two seeds side by side, three rows.
         assert image.size == (2 * 16, 3 * 16)
@@ -97,10 +102,10 @@ class Elements(HTMLParser):
 
 
 def test_a_page_takes_prompt_and_tokens_for_text(hostile, explained):
-    page = hostile.page()
+    page = page_of(hostile)
     elements = Elements(page).found
     names = {tag for tag, _ in elements}
-    assert names == {tag for tag, _ in Elements(explained.page()).found}
+    assert names == {tag for tag, _ in Elements(page_of(explained)).found}
     assert "script" not in names
     assert not any(key.startswith("on") for _, attributes in elements for key in attributes)
     assert [a["src"][:22] for tag, a in elements if tag == "img"] == ["data:image/png;base64,"] * 3
@@ -109,7 +114,7 @@ def test_a_page_takes_prompt_and_tokens_for_text(hostile, explained):
 
 
 def test_a_page_fetches_nothing_and_its_policy_names_its_style(explained):
-    page = explained.page()
+    page = page_of(explained)
     style = page.split("<style>")[1].split("</style>")[0]
     policy = next(a["content"] for tag, a in Elements(page).found if "http-equiv" in a)
     assert "default-src 'none'" in policy
@@ -118,7 +123,7 @@ def test_a_page_fetches_nothing_and_its_policy_names_its_style(explained):
 
 
 def test_a_page_shows_every_token_and_the_largest_attribution_in_full(explained):
-    meters = [a for tag, a in Elements(explained.page()).found if tag == "meter"]
+    meters = [a for tag, a in Elements(page_of(explained)).found if tag == "meter"]
     assert len(meters) == 3 * len(explained.tokens)
     most = max(token.attribution for token in explained.tokens)
     shown = [float(a["value"]) for a in meters if a["aria-label"] == "attribution"]
@@ -127,7 +132,7 @@ def test_a_page_shows_every_token_and_the_largest_attribution_in_full(explained)
 
 
 def test_a_token_is_no_formula_in_a_spreadsheet(model, tmp_path):
-    explain(model, "=1+1", seeds=1, steps=2, probes=1).write(tmp_path)
+    write(explain(model, "=1+1", seeds=1, steps=2, probes=1), tmp_path)
     rows = list(csv.DictReader((tmp_path / "tokens.csv").open(encoding="utf-8")))
     assert rows[1]["text"].startswith("'=")
 
@@ -136,10 +141,34 @@ def test_a_prompt_beyond_the_window_is_said(model, explained):
     long = explain(model, "a" * 100, seeds=1, steps=2, probes=1)
     assert long.window == model.window
     assert len(long.tokens) == model.window
-    assert f"exceeds the model's window of {model.window} tokens" in long.page()
+    assert f"exceeds the model's window of {model.window} tokens" in page_of(long)
     assert explained.window is None
 
 
 def test_what_is_missing_is_said(explained):
     without = replace(explained, maps={}, missing={"bright ending": "no <layers>"})
-    assert "No map “bright ending”: no &lt;layers&gt;." in without.page()
+    assert "No map “bright ending”: no &lt;layers&gt;." in page_of(without)
+
+
+def test_a_batch_cuts_through_seeds_without_changing_anything(model, explained):
+    cut = explain(model, "a cat", seeds=2, steps=4, probes=2, batch=1)
+    for one, other in zip(cut.tokens, explained.tokens, strict=True):
+        assert one.attribution == pytest.approx(other.attribution, rel=1e-3)
+    for name, values in explained.maps.items():
+        size = float(values.abs().max())
+        torch.testing.assert_close(cut.maps[name], values, rtol=0, atol=1e-3 * size)
+
+
+def test_options_say_which_prompts_are_meant(tmp_path):
+    (tmp_path / "list.jsonl").write_text(
+        '{"prompt": "a cat", "prompt_id": "cat"}\n{"prompt": "a dog", "prompt_id": "dog"}\n'
+    )
+    asked = Explaining(model="x", prompts=tmp_path / "list.jsonl", ids=("dog", "cat"))
+    assert [one.text for one in asked.chosen()] == ["a dog", "a cat"]
+    assert Explaining(prompt=("a", "b")).chosen() == [Prompt("00000", "a"), Prompt("00001", "b")]
+    with pytest.raises(InputError, match="Did you mean 'cat'"):
+        Explaining(model="x", prompts=tmp_path / "list.jsonl", ids=("cot",)).chosen()
+    with pytest.raises(InputError, match="no prompt was named"):
+        Explaining().chosen()
+    with pytest.raises(InputError, match="probes 0"):
+        Explaining(probes=0)

@@ -17,14 +17,19 @@ from PIL import Image
 
 from mnemoscope.core.level import Level
 from mnemoscope.errors import InputError, ModelError, RunError
+from mnemoscope.flows.study import Study, StudyWorker, run
+from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.models import load_model
 from mnemoscope.runs.folder import Writer, open_run
-from mnemoscope.flows.study import Study, run
+from mnemoscope.sampling.hooks import Intervention
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
-EXACT = ("prompts", "references", "samples", "null")
-RECORD = ("gram", "convergence", "similarities", "severity", "curves", "statistics")
+EXACT = ("recipes", "prompts", "references", "samples", "null")
+RECORD = ("gram", "convergence", "similarities", "severity", "scores", "curves", "statistics")
+
+KEYS = ("recipe", "prompt_id", "seed", "law", "call", "measure", "relation", "reference_id",
+        "detector")  # fmt: skip
 
 
 class Wrapped:
@@ -71,11 +76,18 @@ def small(prompts, out, **changes):
     return Study(**(values | changes))
 
 
+def sorted_by_key(table):
+    """Sort a table by what names its rows: how a list was cut into units decides on the order."""
+    keys = [(name, "ascending") for name in KEYS if name in table.column_names]
+    return table.sort_by(keys) if keys and "prompt_id" in table.column_names else table
+
+
 def assert_same(ours, theirs, tolerance=0.0):
-    """Demand the same rows in the same order, times aside, and numbers within a tolerance."""
+    """Demand the same rows, times aside, and numbers within a tolerance."""
     for name in (*EXACT, *RECORD):
-        a, b = ours.table(name), theirs.table(name)
+        a, b = sorted_by_key(ours.table(name)), sorted_by_key(theirs.table(name))
         assert a.num_rows == b.num_rows, name
+        assert a.num_rows or name == "null", name
         for column in a.column_names:
             if column in ("seconds", "image"):
                 continue
@@ -125,7 +137,7 @@ def test_probes_are_independent_of_guidance_and_on_the_sub_grid(whole):
         gram, keys = whole.gram(law)
         assert keys["call"].tolist() == [0, 5]
         assert len(keys["seed"]) == 6 * 3
-        assert gram.guidance.isnan().all()
+        assert gram.rms("v_g").isnan().all()
     gram, _ = whole.gram("forward")
     alpha, sigma = gram.level
     expected = gram.square({"target": alpha, "x_T": sigma})
@@ -175,7 +187,7 @@ def test_shared_noise_is_shared_among_prompts(prompts, tmp_path):
 
 def test_complete_run_is_not_run_again(prompts, tmp_path, whole, monkeypatch):
     lines = []
-    monkeypatch.setattr("mnemoscope.executors.run_unit", None)
+    monkeypatch.setattr(StudyWorker, "gather", None)
     again = run(small(prompts, whole.path, batch=2), notify=lines.append)
     assert again.manifest.samples == whole.manifest.samples
     assert "2 of 2 units" in lines[1]
@@ -204,13 +216,13 @@ def test_kill_and_resume_gives_the_same_tables(tmp_path, prompts):
     """Kill the process with SIGKILL once a unit is on disk, then give the same command again."""
     code = (
         "import sys, time\n"
-        "from tests.test_study import many\n"
-        "from mnemoscope import executors\n"
-        "whole = executors.run_unit\n"
+        "from tests.flows.test_study import many\n"
+        "from mnemoscope.flows.study import StudyWorker\n"
+        "whole = StudyWorker.gather\n"
         "def slow(*args):\n"
         "    time.sleep(0.3)\n"
         "    return whole(*args)\n"
-        "executors.run_unit = slow\n"
+        "StudyWorker.gather = slow\n"
         "many(sys.argv[1], sys.argv[2])\n"
     )
     folder = tmp_path / "run"
@@ -226,7 +238,7 @@ def test_kill_and_resume_gives_the_same_tables(tmp_path, prompts):
         process.wait()
     torn = open_run(folder)
     assert torn.manifest.status == "started"
-    done = len(torn.commits()) - 1
+    done = sum(unit.startswith("0") for unit in torn.commits())
     assert 2 <= done < 6
     resumed = many(prompts, folder)
     assert resumed.manifest.status == "complete"
@@ -234,15 +246,9 @@ def test_kill_and_resume_gives_the_same_tables(tmp_path, prompts):
     assert_same(resumed, many(prompts, tmp_path / "straight"))
 
 
-def many(prompts, out):
-    """Run a study of six units."""
-    from mnemoscope import plan
-
-    before, plan.MAX_CHUNK = plan.MAX_CHUNK, 2
-    try:
-        return run(small(prompts, out))
-    finally:
-        plan.MAX_CHUNK = before
+def many(prompts, out, **changes):
+    """Run a study of six units: two prompts a batch, two guidance scales."""
+    return run(small(prompts, out, batch=6, **changes))
 
 
 def test_interruption_is_noted_and_resumed(prompts, tmp_path, whole):
@@ -252,8 +258,8 @@ def test_interruption_is_noted_and_resumed(prompts, tmp_path, whole):
     class Interrupted(Wrapped):
         def __call__(self, x, timestep, condition):
             nonlocal calls
-            calls += 1
-            if calls == 30:
+            calls += len(x) < 64
+            if calls == 15:
                 raise KeyboardInterrupt
             return self.inner(x, timestep, condition)
 
@@ -279,7 +285,7 @@ def test_full_disk_is_told_and_resumed(prompts, tmp_path, whole, monkeypatch):
     append = Writer.append
 
     def full(self, unit, parts):
-        if unit == "00000-g7.5":
+        if unit.startswith("000000-g7.5"):
             raise RunError("cannot write: No space left on device")
         append(self, unit, parts)
 
@@ -298,12 +304,12 @@ class Broken(Wrapped):
 
     def __init__(self, model, how):
         self.how = how
-        self.victim = model.encode_prompts([model.prompts[1]])[0]
+        self.victim = model.encode_prompts([model.prompts[1]]).parts["log_weights"][0]
         super().__init__(model)
 
     def __call__(self, x, timestep, condition):
         out = self.inner(x, timestep, condition)
-        hit = (condition == self.victim).flatten(1).all(dim=1)
+        hit = (condition.parts["log_weights"] == self.victim).all(dim=1)
         if not bool(hit.any()) or int(timestep) > 500:
             return out
         if self.how == "raise":
@@ -336,7 +342,8 @@ def test_broken_network_marks_excludes_and_counts(prompts, tmp_path, whole, how)
     ours, _ = done.gram("path", 7.5)
     theirs, keys = whole.gram("path", 7.5)
     others = torch.from_numpy(keys["prompt_id"] != "p1")
-    torch.testing.assert_close(ours.products, theirs.products[others], rtol=5e-6, atol=5e-4)
+    close = {"rtol": 5e-6, "atol": 5e-4, "equal_nan": True}
+    torch.testing.assert_close(ours.products, theirs.products[others], **close)
 
 
 def test_other_study_is_refused(prompts, whole):
@@ -399,3 +406,134 @@ def test_prompts_without_images_have_what_needs_none(tmp_path):
     assert isinstance(gram.level, Level)
     with pytest.raises(LookupError, match="forward"):
         done.gram("forward")
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+def test_a_study_goes_on_with_another_batch(prompts, tmp_path, whole, batch):
+    """Units stay as they were begun, or prompts would be lost or done twice."""
+    append = Writer.append
+
+    def full(self, unit, parts):
+        if unit.startswith("000001"):
+            raise RunError("cannot write: No space left on device")
+        append(self, unit, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "append", full)
+        with pytest.raises(RunError, match="No space"):
+            many(prompts, tmp_path / "run")
+    again = run(small(prompts, tmp_path / "run", batch=batch))
+    assert_same(again, whole, tolerance=5e-6)
+
+
+def test_rows_made_beside_the_gathering_are_the_same(prompts, tmp_path, whole, monkeypatch):
+    from mnemoscope.flows import study as module
+
+    plain = module.execute
+
+    def overlapping(writer, worker, units, *, overlap):
+        plain(writer, worker, units, overlap=not overlap)
+
+    monkeypatch.setattr(module, "execute", overlapping)
+    assert_same(run(small(prompts, tmp_path / "run")), whole)
+
+
+def test_tables_are_keyed_by_recipe(whole):
+    recipes = {row["recipe"]: row for row in whole.table("recipes").to_pylist()}
+    assert [row["guidance"] for row in recipes.values()] == [1.0, 7.5]
+    assert {row["scheduler"] for row in recipes.values()} == {"ddim"}
+    for name in ("samples", "gram", "convergence", "similarities", "severity", "scores"):
+        rows = whole.table(name).select(["recipe", "guidance"]).to_pylist()
+        assert all(
+            row["recipe"] is None or recipes[row["recipe"]]["guidance"] == row["guidance"]
+            for row in rows
+        )
+        assert {row["recipe"] for row in rows} >= set(recipes)
+
+
+def test_detectors_score_what_a_study_gathers_anyway(prompts, tmp_path, whole):
+    scores = whole.table("scores")
+    names = set(scores["detector"].to_pylist())
+    assert {"gap_norm", "gap_norm:all", "consensus_energy"} <= names
+    assert not {"denoising_loss:caption", "sharpness", "gap_norm:released_code"} & names
+    assert scores.num_rows == 6 * 2 * len(names)
+    known = pc.field("detector") == "gap_norm"
+    rows = scores.filter(known & (pc.field("guidance") == 7.5)).to_pylist()
+    values = {row["prompt_id"]: row["score"] for row in rows}
+    assert min(values[p] for p in ("p0", "p1", "p2")) > max(values[p] for p in ("p3", "p4", "p5"))
+    # The score is arithmetic on the record of the same samples.
+    gram, keys = whole.gram("path", 7.5)
+    norms = gram.square("gap")[:, 0].sqrt().numpy()
+    for prompt, value in values.items():
+        assert value == pytest.approx(norms[keys["prompt_id"] == prompt].mean(), rel=1e-5)
+    bare = run(small(prompts, tmp_path / "run", detectors=("none",)))
+    assert bare.table("scores").num_rows == 0
+
+
+def test_filmstrips_are_kept_where_asked_for(prompts, tmp_path, whole):
+    done = run(small(prompts, tmp_path / "run", filmstrip=3, guidance=(7.5,)))
+    rows = done.table("filmstrips").to_pylist()
+    assert len(rows) == 18
+    assert {tuple(row["calls"]) for row in rows} == {(0, 2, 5)} or rows[0]["calls"][-1] == 5
+    assert {tuple(row["branches"]) for row in rows} == {("unconditional", "conditional", "guided")}
+    assert whole.table("filmstrips").num_rows == 0
+
+
+# Interventions
+
+
+def test_an_intervention_steers_a_study_and_is_part_of_its_recipe(prompts, tmp_path, whole):
+    steered = run(
+        small(prompts, tmp_path / "run", intervention=GuidanceInterval(0.5), guidance=(7.5,))
+    )
+    row = steered.table("recipes").to_pylist()[0]
+    assert row["intervention"] == "guidance_interval(start=0.5,stop=1.0)"
+    assert steered.manifest.samples == {"ok": 18}
+    gram, keys = steered.gram("path", 7.5)
+    # Whom the model does not know has the same prediction in both branches.
+    known = torch.from_numpy(np.isin(keys["prompt_id"], ["p0", "p1", "p2"]))
+    before = (gram.square("v_g") == gram.square("v_c"))[known]
+    assert before[:, :3].all()
+    assert not before[:, 3:].any()
+    with pytest.raises(RunError, match="intervention"):
+        run(small(prompts, tmp_path / "run", guidance=(7.5,)))
+
+
+def test_a_guide_that_breaks_marks_its_samples_and_the_study_goes_on(prompts, tmp_path, whole):
+    class Breaking(Intervention):
+        name = "breaking"
+        source = "this test"
+
+        def guide(self, step):
+            used = step.guided()
+            if step.point.call == 2:
+                used[0] = torch.nan
+            return used
+
+    done = run(small(prompts, tmp_path / "run", intervention=Breaking(), guidance=(7.5,), batch=3))
+    # The first sample of every batch of three.
+    assert done.manifest.samples == {"ok": 12, "nonfinite": 6}
+    bad = done.table("samples").filter(pc.field("status") == "nonfinite").to_pylist()
+    assert all("at call 2" in row["reason"] for row in bad)
+    gram, keys = done.gram("path", 7.5)
+    assert sorted(set(keys["seed"].tolist())) == [1, 2]
+    assert torch.isfinite(gram.square("x0_g")).all()
+
+
+def test_a_hook_that_raises_stops_the_study_with_earlier_units_intact(prompts, tmp_path):
+    calls = []
+
+    class Raising(Intervention):
+        name = "raising"
+        source = "this test"
+
+        def guide(self, step):
+            calls.append(step.point.call)
+            if len(calls) > 6:
+                raise ValueError("of my own")
+            return step.guided()
+
+    study = small(prompts, tmp_path / "run", intervention=Raising(), guidance=(7.5,), batch=3)
+    with pytest.raises(InputError, match="raising: its `guide` raised ValueError"):
+        run(study)
+    assert open_run(tmp_path / "run").table("samples").num_rows == 3

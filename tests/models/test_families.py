@@ -23,7 +23,7 @@ FLOW = ("flow-euler", "flow-heun")
 
 SAMPLERS = {
     "stable-diffusion": BETAS,
-    "stable-diffusion v": BETAS,
+    "stable-diffusion v": ("ddim", "dpmsolver++", "euler-ancestral", "pndm"),
     "stable-diffusion zero-snr": ("ddim", "ddpm", "dpmsolver++", "euler"),
     "stable-diffusion 1:2": ("ddim", "pndm"),
     "stable-diffusion-xl": ("ddim", "dpmsolver++", "euler", "heun"),

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.lab import MODEL_DIR
-from mnemoscope.models import SCHEDULERS, load_model
+from mnemoscope.models import load_model
 from mnemoscope.sampling.loop import generators_of
 from tests.models.sampled import ours
 from tests.tiny import tiny_folder
@@ -15,9 +15,9 @@ PROMPTS = ["noto swan and twemoji bomb", "the kinetic edition marble update", ""
 STEPS = 5
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def folder(request, tmp_path_factory):
-    return tiny_folder(tmp_path_factory.mktemp("tiny") / request.param, request.param)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model(folder):
 
 
 @pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="the embedded model is not built")
-@pytest.mark.parametrize("name", sorted(n for n in SCHEDULERS if not n.startswith("flow-")))
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "pndm"])
 def test_embedded_model_keeps_parity(name):
     model = load_model("embedded")
     scheduler = model.make_scheduler(name, 3)

@@ -213,6 +213,32 @@ def test_pictures_of_both_sides_fit_a_phone(web: Window, page: Path) -> None:
     assert all(needed <= room for needed, room in rooms)
 
 
+def test_a_prompt_shows_where_its_scores_lie(web: Window, page: Path) -> None:
+    web.open(page, "#p/0/7.5")
+    web.until("return document.querySelectorAll('.scored').length === 2")
+    # m5 is the last of six that copy, and the scores of the first detector rise with the place.
+    assert web.texts(".scored p") == [
+        "consensus_whitened 12.6, the highest of 16 prompts",
+        "gap_norm 10, the highest of 16 prompts",
+    ]
+    # 15 others and itself: six of them are memorized, and stand above the line.
+    ticks = "return [...document.querySelectorAll('.strip')].map(s => [...s.querySelectorAll("
+    ticks += "'path')].filter(p => p.getAttribute('d').includes(arguments[0])).length)"
+    assert web.run(ticks, "v-11") == [6, 6]
+    assert web.run(ticks, "v11") == [10, 10]
+    # The others are folded away, and a name is text whatever it says.
+    assert web.run("return !document.querySelector('.scores details[open]')")
+    assert web.texts(".ranks tbody th")[2:] == [world.HOSTILE[0], "length"]
+    place = web.run(
+        "return [...document.querySelectorAll('#list .prompt')].findIndex(e => e.textContent"
+        ".endsWith('of p3'))"
+    )
+    web.run("location.hash = '#p/' + arguments[0] + '/7.5'", place)
+    web.until("return document.querySelector('#prompt-title').textContent === 'a picture of p3'")
+    cells = web.texts(".ranks tbody tr:last-child > *")
+    assert cells == ["length", "no score", visible(world.HOSTILE[1])]
+
+
 def test_prints_as_a_document(web: Window, page: Path) -> None:
     web.open(page)
     web.until("return document.querySelectorAll('#list .card').length === 16")
@@ -328,9 +354,7 @@ def test_the_checker_sees_what_is_wrong(web: Window, both: Path) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_accessible(
-    web: Window, single: Path, both: Path, width: int, dark: bool
-) -> None:
+def test_accessible(web: Window, single: Path, both: Path, width: int, dark: bool) -> None:
     web.size(width, 900, dark)
     for path, fragment, ready in (
         (single, "", "return document.querySelectorAll('#list .card').length === 16"),
@@ -353,9 +377,7 @@ def test_accessible(
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_an_explanation_is_accessible_and_fits(
-    web: Window, tmp_path: Path, width: int
-) -> None:
+def test_an_explanation_is_accessible_and_fits(web: Window, tmp_path: Path, width: int) -> None:
     tokens = tuple(Token(i, f"token{i}", 0.1 * i, 0.02 * i, 0.01) for i in range(7))
     shown = Explanation(
         "a picture", tokens, 1.2, {"squared gap": torch.rand(4, 16, 16)},

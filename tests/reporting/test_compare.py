@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mnemoscope.core.stats import bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.reporting import compare
 from mnemoscope.reporting.compare import _differences, _side
 from mnemoscope.reporting.text import visible
 from mnemoscope.runs.folder import Run
-from mnemoscope.core.stats import bootstrap
 from tests.reporting import world
 
 

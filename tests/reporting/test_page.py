@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from mnemoscope.core.stats import wilson
 from mnemoscope.data.images import decode, decode_mask, thumbnail
+from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import Record
-from mnemoscope.reporting import argument, figures, report
+from mnemoscope.reporting import argument, compare, figures, report
 from mnemoscope.reporting import page as pages
 from mnemoscope.reporting.details import Details
 from mnemoscope.reporting.explorer import explorer
@@ -23,7 +25,6 @@ from mnemoscope.reporting.scores import scores_of, told
 from mnemoscope.reporting.text import visible
 from mnemoscope.reporting.verdict import verdict
 from mnemoscope.runs.folder import Run
-from mnemoscope.core.stats import wilson
 from mnemoscope.runs.tables import TABLES
 from tests.reporting import world
 
@@ -230,6 +231,79 @@ def test_curves_are_the_least_squares_of_the_record(
     weights = states.fit("x", ["target", "x_T"]).weights[mine, :, 0].mean(0)
     d1 = float((weights - states.level.alpha).sum())
     assert data["prompts"][place]["at"]["7.5"]["v"][column] == pytest.approx(d1, rel=1e-4)
+
+
+def test_scores_tell_what_they_tell(whole_run: Run, data: dict, details: list[dict]) -> None:
+    table = whole_run.table("scores")
+    scores = scores_of(table)
+    assert scores.detectors[:2] == ("consensus_whitened", "gap_norm")
+    rows = [row for row in table.to_pylist() if row["guidance"] == 7.5]
+    for place, name in enumerate(scores.detectors):
+        mine = {row["prompt_id"]: row["score"] for row in rows if row["detector"] == name}
+        known = [score for score in mine.values() if score is not None]
+        for entry, detail in zip(data["prompts"], details, strict=True):
+            score, rank = detail["at"]["7.5"]["scores"][place]
+            if mine[entry["id"]] is None:
+                assert (score, rank) == (None, visible(world.HOSTILE[1]))
+                continue
+            assert score == pytest.approx(mine[entry["id"]], rel=1e-4)
+            assert rank == 1 + sum(other > mine[entry["id"]] for other in known)
+        assert data["detectors"][place]["n"]["7.5"] == len(known)
+        # Only few are columns of the list, which would grow wide.
+        labels = [column["label"] for column in data["columns"]]
+        assert (name in labels) == (place < 2)
+    tables = {name: whole_run.table(name).to_pylist() for name in ("prompts", "severity", "null")}
+    found = verdict(tables["prompts"], tables["severity"], tables["null"], [], [], "l2")
+    held = {row.detector: row for row in told(scores, found)}
+    mine = {row["prompt_id"]: row["score"] for row in rows if row["detector"] == "gap_norm"}
+    pairs = [
+        (mine[a] > mine[b]) + 0.5 * (mine[a] == mine[b])
+        for a in mine
+        for b in mine
+        if a[0] == "m" and b[0] != "m"
+    ]
+    assert held["gap_norm"].auc.value == pytest.approx(np.mean(pairs))
+    assert (held["gap_norm"].memorized, held["gap_norm"].others) == (6, 10)
+    assert (held["length"].memorized, held["length"].others) == (6, 9)
+
+
+def test_overview_lists_the_detectors_of_the_study(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "6 memorized prompts, 10 others" in text
+    assert "We recommend <code>consensus_whitened</code>" in text
+    csv = (page.parent / "tables" / "scores.csv").read_text("utf-8").splitlines()
+    assert len(csv) == 1 + 16 * 2 * 4
+
+
+@pytest.mark.usefixtures("unprinted")
+def test_not_judged_is_not_not_memorized(tmp_path: Path) -> None:
+    tables = world.rows()
+    tables["severity"] = [
+        row | {"share": None, "threshold": None, "grade": None} for row in tables["severity"]
+    ]
+    tables["null"] = [
+        {"measure": "l2", "n": 6, "method": "withheld", "reason": "6 unrelated pairs are too few"}
+    ]
+    run = world.write(tmp_path / "few", tables)
+    text = report(run, single_file=True).read_text("utf-8")
+    assert "<h1>16 prompts are not judged</h1>" in text
+    assert "6 unrelated pairs are too few. A threshold takes 19 unrelated pairs, which 7 " in text
+    words = re.sub(r'<script.*?</script>|<dl class="glossary">.*?</dl>', "", text, flags=re.DOTALL)
+    assert not re.search(r"not memorized \(n", words)
+    assert "not judged (n" in words
+    assert "0 of" not in words.split("</header>")[0]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert {entry["at"]["7.5"]["memorized"] for entry in data["prompts"]} == {None}
+    both = compare(run, run, tmp_path / "compare").read_text("utf-8")
+    assert "<h1>No prompt is judged in both runs</h1>" in both
+    assert "16 prompts are not judged in both: in A, 6 unrelated pairs are too few." in both
+    assert not re.search(r"not reproduced in A|0 of ", both)
+
+
+def test_a_detection_has_no_report(tmp_path: Path) -> None:
+    run = world.write(tmp_path / "run", {}, flow="detection", options={"model": "embedded"})
+    with pytest.raises(RunError, match="holds a detection"):
+        report(run)
 
 
 def test_order_is_by_severity(data: dict) -> None:

@@ -258,7 +258,11 @@ def _convergence(source: Record) -> list[dict[str, Any]]:
         parts = asdict(spread)
         for i, prompt in enumerate(spread.prompts):
             for j, call in enumerate(spread.calls):
-                row: dict[str, Any] = {"prompt_id": prompt, "recipe": recipe_of(g), "call": int(call)}
+                row: dict[str, Any] = {
+                    "prompt_id": prompt,
+                    "recipe": recipe_of(g),
+                    "call": int(call),
+                }
                 row |= {"sigma": parts["sigma"][j], "alpha": np.sqrt(1 - parts["sigma"][j] ** 2)}
                 row |= {name: float(table[i, j]) for name, table in spread.values.items()}
                 made.append(row | {"seeds": SEEDS})

@@ -1,28 +1,31 @@
 """Writing, reading, damage, full disks and locks of run folders."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mnemoscope import runs
 from mnemoscope.core.gram import NAMES, PAIRS
 from mnemoscope.errors import NeedsError, RunError
-from mnemoscope.runs.folder import Manifest, Run, Writer, open_run
+from mnemoscope.runs import folder as module
+from mnemoscope.runs.folder import Writer, open_run
+from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.recipe import Recipe
 
-OLD = Path(__file__).parent / "runs" / "schema-1"
+UNGUIDED, GUIDED = Recipe(guidance=1.0), Recipe(guidance=7.5)
 
 
 def manifest(**changes):
     values = {
         "given": {},
-        "study": {"seeds": 2, "steps": 3, "batch": 4, "similarity": ["l2"]},
+        "options": {"seeds": 2, "steps": 3, "batch": 4, "similarity": ["l2"]},
         "packages": {"torch": "2"},
         "model": {"name": "m", "digest": "d" * 64},
         "prompts": "p",
@@ -41,8 +44,7 @@ def samples(prompt_id, status="ok"):
             {
                 "prompt_id": prompt_id,
                 "seed": seed,
-                "guidance": 1.0,
-                "scheduler": "ddim",
+                "recipe": UNGUIDED.key,
                 "status": status,
                 "network_calls": 6,
                 "seconds": 0.5,
@@ -73,7 +75,7 @@ def test_parts_carry_page_checksums(tmp_path):
     # The first page holds the prompt ids; its header alone is not covered by its checksum.
     data[len(data) // 4] ^= 1
     with pytest.raises(OSError, match=r"(?i)crc|checksum|corrupt|invalid|deserialize"):
-        runs.pq.read_table(runs.pa.BufferReader(bytes(data)), page_checksum_verification=True)
+        pq.read_table(pa.BufferReader(bytes(data)), page_checksum_verification=True)
 
 
 def test_manifest_is_small_and_round_trips(tmp_path):
@@ -140,10 +142,12 @@ def test_part_without_commit_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"study": {"seeds": 3, "steps": 3, "batch": 4, "similarity": ["l2"]}}, "seeds: 2 there"),
+        ({"options": {"seeds": 3, "steps": 3, "batch": 4, "similarity": ["l2"]}}, "seeds: 2 there"),
         ({"prompts": "other"}, "prompts or training images"),
         ({"model": {"name": "m", "digest": "e" * 64}}, "weights of the model"),
         ({"dtype": "bfloat16"}, "dtype: float32 there, bfloat16 here"),
+        ({"flow": "detection"}, "flow: a study there, a detection here"),
+        ({"methods": "other"}, "formulas of the detectors"),
     ],
 )
 def test_other_study_is_refused_by_name_of_what_differs(tmp_path, changes, word):
@@ -156,16 +160,16 @@ def test_other_study_is_refused_by_name_of_what_differs(tmp_path, changes, word)
 
 def test_batch_and_device_may_change(tmp_path):
     folder = filled(tmp_path / "run")
-    study = {"seeds": 2, "steps": 3, "batch": 1, "similarity": ["l2"]}
-    with Writer.open(folder, manifest(study=study, device="cuda")) as writer:
+    options = {"seeds": 2, "steps": 3, "batch": 1, "similarity": ["l2"]}
+    with Writer.open(folder, manifest(options=options, device="cuda")) as writer:
         assert len(writer.finished()) == 3
 
 
 def test_an_option_that_came_later_is_taken_as_not_asked_for():
     older = manifest()
-    newer = manifest(study=older.study | {"filmstrip": 0})
+    newer = manifest(options=older.options | {"filmstrip": 0})
     assert older.differences(newer) == newer.differences(older) == []
-    asked = manifest(study=older.study | {"filmstrip": 16})
+    asked = manifest(options=older.options | {"filmstrip": 16})
     assert older.differences(asked) == ["filmstrip: 0 there, 16 here"]
 
 
@@ -180,13 +184,13 @@ def test_second_process_is_refused(tmp_path):
     filled(tmp_path / "run")
     code = (
         "import sys\n"
-        "from tests.test_runs import manifest\n"
+        "from tests.runs.test_folder import manifest\n"
         "from pathlib import Path\n"
         "from mnemoscope.runs.folder import Writer\n"
         "with Writer.open(Path(sys.argv[1]), manifest()): pass\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with Writer.open(tmp_path / "run", manifest()):
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -212,14 +216,14 @@ def test_failure_at_any_write_leaves_earlier_parts_intact(tmp_path, monkeypatch,
                 raise OSError(code, os.strerror(code))
             return real(*args)
 
-        monkeypatch.setattr(runs.os, call, failing)
+        monkeypatch.setattr(module.os, call, failing)
         message = ""
         try:
             filled(folder)
         except RunError as error:
             message = str(error)
         finally:
-            monkeypatch.setattr(runs.os, call, real)
+            monkeypatch.setattr(module.os, call, real)
         if not message:
             break
         assert os.strerror(code) in message
@@ -235,7 +239,7 @@ def test_failure_at_any_write_leaves_earlier_parts_intact(tmp_path, monkeypatch,
     assert all(place in text and os.strerror(code) in text for place, text in told)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}', '{"schema": 3}'])
 def test_damaged_or_foreign_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RunError, match=r"damaged|schema"):
@@ -254,7 +258,7 @@ def test_gram_comes_back_as_it_went(tmp_path):
         {
             "prompt_id": "a",
             "seed": seed,
-            "guidance": g,
+            "recipe": recipe,
             "law": law,
             "call": call,
             "alpha": 0.6,
@@ -264,25 +268,65 @@ def test_gram_comes_back_as_it_went(tmp_path):
             f"{a}·{b}": products[seed, call, NAMES.index(a), NAMES.index(b)].item()
             for a, b in PAIRS
         }
-        for law, g in (("path", 7.5), ("noise", None))
+        for law, recipe in (("path", GUIDED.key), ("noise", None))
         for seed in range(2)
         for call in range(3)
     ]
     with Writer.open(tmp_path, manifest()) as writer:
+        writer.append("inputs", {"recipes": TABLES["recipes"].of_rows([GUIDED.row])})
         writer.append("a", {"gram": TABLES["gram"].of_rows(rows)})
     run = open_run(tmp_path)
     gram, keys = run.gram("path", 7.5)
     assert torch.equal(gram.products, products)
+    assert gram.names == NAMES
     assert keys["seed"].tolist() == [0, 1]
     assert keys["prompt_id"].tolist() == ["a", "a"]
     assert torch.equal(run.gram("path")[0].products, products)
-    noise, _ = run.gram("noise")
-    assert torch.equal(noise.products, products)
-    assert noise.guidance.isnan().all()
+    assert torch.equal(run.gram("noise")[0].products, products)
     with pytest.raises(NeedsError, match="forward"):
         run.gram("forward")
     with pytest.raises(NeedsError, match=r"\[7\.5\]"):
         run.gram("path", 3.0)
+
+
+def recipes_and_samples(folder):
+    """Write samples of two recipes, a unit each."""
+    with Writer.open(folder, manifest()) as writer:
+        rows = [UNGUIDED.row, GUIDED.row]
+        writer.append("inputs", {"recipes": TABLES["recipes"].of_rows(rows)})
+        for unit, recipe in (("a", UNGUIDED), ("b", GUIDED)):
+            told = [row | {"recipe": recipe.key} for row in samples(unit).to_pylist()]
+            writer.append(unit, {"samples": TABLES["samples"].of_rows(told)})
+    return open_run(folder)
+
+
+def test_a_view_has_the_guidance_scale_beside_the_recipe(tmp_path):
+    run = recipes_and_samples(tmp_path)
+    shown = run.table("samples")
+    at = shown.column_names.index("recipe")
+    assert shown.column_names[at + 1] == "guidance"
+    assert shown["guidance"].to_pylist() == [1.0, 1.0, 7.5, 7.5]
+    assert set(shown.column_names) - set(TABLES["samples"].schema.names) == {"guidance"}
+    assert run.recipes[GUIDED.key] == GUIDED.row
+    assert run.table("recipes")["guidance"].to_pylist() == [1.0, 7.5]
+    assert run.table("samples").schema.field("guidance").metadata[b"about"]
+
+
+def test_parts_are_the_table_in_pieces(tmp_path):
+    run = recipes_and_samples(tmp_path)
+    parts = list(run.parts("samples"))
+    assert [part.num_rows for part in parts] == [2, 2]
+    assert pa.concat_tables(parts).equals(run.table("samples"))
+    assert list(run.parts("gram")) == []
+
+
+def test_parts_are_read_one_at_a_time(tmp_path):
+    run = recipes_and_samples(tmp_path)
+    held = run.parts("samples")
+    assert next(held)["prompt_id"].to_pylist() == ["a", "a"]
+    (tmp_path / "samples" / "b.parquet").unlink()
+    with pytest.raises(RunError, match=r"b\.parquet"):
+        next(held)
 
 
 def test_constants_come_back_and_damage_is_noticed(tmp_path):
@@ -294,18 +338,3 @@ def test_constants_come_back_and_damage_is_noticed(tmp_path):
     (tmp_path / "constants.safetensors").write_bytes(b"short")
     with pytest.raises(RunError, match="damaged"):
         _ = open_run(tmp_path).mean
-
-
-def test_run_of_schema_1_still_reads():
-    run = open_run(OLD)
-    assert isinstance(run, Run)
-    assert run.manifest.status == "complete"
-    for name, rows in run.manifest.rows.items():
-        assert run.table(name).num_rows == rows
-    gram, keys = run.gram("path", 7.5)
-    assert len(gram.products) == len(keys["seed"]) == run.manifest.samples["ok"] // 2
-    fit = gram.fit("x", on=("x_0", "x_T"))
-    # The first state is the initial noise itself.
-    torch.testing.assert_close(fit.weights[:, 0, 1], torch.ones(len(fit.weights)).double())
-    assert run.image(str(keys["prompt_id"][0]), 0, 7.5).size == (8, 8)
-    assert json.loads((OLD / "manifest.json").read_text())["schema"] == 1

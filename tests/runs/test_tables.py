@@ -5,6 +5,7 @@ import pytest
 
 from mnemoscope.errors import RunError
 from mnemoscope.runs.tables import DERIVED, TABLES, table_named
+from mnemoscope.sampling.recipe import Recipe
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -26,8 +27,22 @@ def test_derived_tables_are_tables():
     assert set(DERIVED) < set(TABLES)
 
 
-def test_the_record_has_28_products():
-    assert sum("·" in column.name for column in TABLES["gram"].columns) == 28
+def test_the_record_has_36_products():
+    assert sum("·" in column.name for column in TABLES["gram"].columns) == 36
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_samples_are_named_alike_everywhere(table):
+    names = [column.name for column in table.columns]
+    if "recipe" in names:
+        assert table.name == "recipes" or "prompt_id" in names
+        assert "guidance" not in names or table.name == "recipes"
+
+
+def test_a_recipe_is_a_row():
+    table = TABLES["recipes"].of_rows([Recipe().row, Recipe(guidance=1.0).row])
+    assert table["recipe"].to_pylist() == [Recipe().key, Recipe(guidance=1.0).key]
+    assert set(table.schema.names) == set(Recipe().row)
 
 
 def test_rows_that_do_not_fit_are_refused():

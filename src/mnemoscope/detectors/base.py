@@ -96,15 +96,17 @@ def pairs_mean(
     return total / (seeds * (seeds - 1))
 
 
-def seed_power(clean: Float[Tensor, "prompt seed channel h w"]) -> Float[Tensor, "h w"]:
+def seed_power(
+    clean: Float[Tensor, "prompt seed channel h w"],
+) -> Float[Tensor, "prompt h w"]:
     """Return the power, a frequency, at which estimates vary from seed to seed around their mean.
 
-    Averaged over prompts, channels and rings of like frequency: with few seeds a single
-    frequency's power is far too uncertain to divide by.
+    Averaged over channels and rings of like frequency: with few seeds a single frequency's power is
+    far too uncertain to divide by. Not over prompts: a score does not depend on its company.
     """
     apart = clean - clean.mean(dim=1, keepdim=True)
     power = torch.fft.fft2(apart).abs().square().sum(dim=1) / (clean.shape[1] - 1)
-    return radial(power.mean(dim=(0, 1)))
+    return torch.stack([radial(one) for one in power.mean(dim=1)])
 
 
 def radial(power: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:

@@ -74,7 +74,8 @@ class Consensus(Detector):
             return pairs_mean(pull.flatten(2)) / d
         if self.weight == "sharpness":
             return pairs_mean(rough(pull)) / d
-        spectrum = torch.fft.fft2(pull) / seed_power(maps.x0_u.double()).sqrt()
+        power = seed_power(maps.x0_u.double())[:, None, None]
+        spectrum = torch.fft.fft2(pull) / power.sqrt()
         parts = torch.cat([spectrum.real, spectrum.imag], dim=2).flatten(2)
         return pairs_mean(parts) / d
 

@@ -61,12 +61,12 @@ def noise_shed(maps: LatentMaps) -> PerPrompt:
     """
     x = maps.x.double()
     free, held = (own_noise(x0.double(), x) for x0 in (maps.x0_u, maps.x0_c))
-    if not bool((free > 0).all()):
+    if not bool((free > 0).any()):
         raise MissingEvidence(
             "the unconditional estimate at the first call holds none of the noise "
-            f"(<x0_u, x> is {float(free.min()):.2g}, expected above 0), so none can be shed"
+            f"(<x0_u, x> is {float(free.max()):.2g}, expected above 0), so none can be shed"
         )
-    return 1 - held / free
+    return torch.where(free > 0, 1 - held / free, torch.nan)
 
 
 @dataclass(frozen=True)

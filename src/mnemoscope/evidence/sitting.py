@@ -280,6 +280,7 @@ class Sitting:
         whose = index // self.seeds
         noise, generators = bank.noise([self._seeds[row] for row in rows])
         known, asked = None, bank.recipe.intervention
+        whole = self.length >= bank.calls
         if bank.knows_start:
             known = bank.unconditional_of_seeds(0)[(index % self.seeds).to(model.device)]
         recorder = Recorder()
@@ -303,14 +304,14 @@ class Sitting:
                 intervention=asked,
                 encode=model.encode_prompts,
                 eta=bank.recipe.eta,
-                calls=self.length,
+                # The whole path takes the update after the last call as well.
+                calls=None if whole else self.length,
                 known=known,
                 seen=seen,
             )
             looked = None
             if seen is not None:
                 looked = Looked(torch.stack(seen.tokens, dim=1), seen.maps)
-        whole = self.length >= bank.calls
         tape = recorder.trajectory(sampled.latents if whole else None)
         return _Walked(sampled, tape, looked, (time.perf_counter() - begun) / len(rows))
 

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from mnemoscope import __version__
+from mnemoscope.core.panels import ScatterPanel
 from mnemoscope.core.stats import roc_auc
-from mnemoscope.severity.truth import MEMORIZED_SHARE, require_both, truth_of
 from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.detectors.base import RELEASED
@@ -39,7 +39,6 @@ from mnemoscope.flows.options import brought, listed, loaded, values_of
 from mnemoscope.flows.scores import choose
 from mnemoscope.flows.study import Study
 from mnemoscope.flows.study import run as run_study
-from mnemoscope.core.panels import ScatterPanel
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -53,7 +52,7 @@ from mnemoscope.reporting.figures import save
 from mnemoscope.runs.folder import Run, open_run, write_atomically
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.recipe import Recipe
-from mnemoscope.severity.truth import MEMORIZED_SHARE
+from mnemoscope.severity.truth import MEMORIZED_SHARE, require_both, truth_of
 
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "anisotropy:calibrated": ("anisotropy:norm", "anisotropy:cosine"),
@@ -369,7 +368,12 @@ def summary(board: Leaderboard) -> str:
             table(head, rows),
             "",
         ]
-    parts += ["Rank agreement; all pairs are in agreement.parquet:", "", markdown.likeness(ranking), ""]
+    parts += [
+        "Rank agreement; all pairs are in agreement.parquet:",
+        "",
+        markdown.likeness(ranking),
+        "",
+    ]
     if withheld := ranking.withheld():
         parts += ["Withheld (–):", ""]
         parts += [f"- {reason}: {_few(names)}" for reason, names in withheld.items()]

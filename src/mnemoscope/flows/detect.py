@@ -10,7 +10,7 @@ Contents: `Detection`, `detect`, `Scores`.
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from mnemoscope.flows.scores import choose, methods_of, score_rows, union
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
-from mnemoscope.runs.execute import Rows, Unit, chunk_of, execute, units_of
+from mnemoscope.runs.execute import UNIT, Rows, Unit, chunk_of, execute, size_of, units_of
 from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
@@ -190,7 +190,7 @@ def detect(
     with _folder(out) as folder:
         known = loaded(asked) if isinstance(model, str) else model
         with tqdm(total=len(held), unit="prompt", disable=not progress) as bar:
-            worker = DetectionWorker(asked, known, chosen, held)
+            worker = DetectionWorker(asked, known, chosen, held, folder)
             _score_all(worker, held, folder, notify or (lambda line: None), bar)
         return _read(open_run(folder), chosen, worker.bank.network.rows)
 
@@ -208,7 +208,7 @@ def _asked(model: Model | str, chosen: Sequence[Detector], options: Mapping[str,
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
+def _folder(out: str | Path | None) -> Generator[Path]:
     if out is not None:
         yield Path(out)
         return
@@ -224,6 +224,7 @@ class DetectionWorker:
         model: The model.
         detectors: The detectors.
         prompts: The list, in which words are counted where a detector asks for it.
+        folder: Where to; units are as they were begun there.
         tick: Told after every network call how many rows it evaluated.
     """
 
@@ -233,6 +234,7 @@ class DetectionWorker:
         model: Model,
         detectors: Sequence[Detector],
         prompts: PromptList,
+        folder: Path,
         tick: Progress | None = None,
     ) -> None:
         changes: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
@@ -244,18 +246,14 @@ class DetectionWorker:
         self.bank = Bank(model, recipe, detection.seeds, detection.batch, tick)
         self.length = path_calls(self.pieces, self.bank.calls)
         self.frequency = word_frequency(prompts) if Text() in self.pieces else None
-
-    @property
-    def chunk(self) -> int:
-        """Return how many prompts make a unit."""
-        bank = self.bank
-        return chunk_of(
-            batch=bank.batch,
-            seeds=bank.seeds,
+        usual = chunk_of(
+            batch=self.bank.batch,
+            seeds=self.bank.seeds,
             calls=self.length,
-            d=self.model.d,
-            accelerator=self.model.device.type != "cpu",
+            d=model.d,
+            accelerator=model.device.type != "cpu",
         )
+        self.chunk = size_of(folder, usual)
 
     def warm(self) -> None:
         """Compute what depends on no prompt."""
@@ -274,7 +272,7 @@ class DetectionWorker:
             options=resolved(self.detection)
             | {"batch": self.bank.batch, "scheduler": recipe.scheduler}
             # A score that looks across the prompts of a unit depends on how many there are.
-            | {"prompts_a_unit": self.chunk},
+            | {UNIT: self.chunk},
             methods=methods_of(self.detectors),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},

@@ -134,7 +134,9 @@ def gram_rows(sat: Sat, probed: bool) -> pa.Table:
         tables.append(_products(path, "path", sat.recipe, calls, named))
     for law in ("forward", "noise") if probed else ():
         probes = sat.found(Probed(law))
-        for keys, gram in () if probes is None else probes.parts:
+        if probes is None:
+            continue
+        for keys, gram in probes.parts:
             named = [(sat.prompts[p].prompt_id, seed) for p, seed in keys]
             tables.append(_products(gram, law, None, probes.calls, named))
     return pa.concat_tables(tables)
@@ -172,8 +174,10 @@ def convergence_rows(sat: Sat) -> pa.Table:
     """Return rows of table `convergence`."""
     tables = [TABLES["convergence"].schema.empty_table()]
     found = sat.found(Convergence())
-    for agreement in () if found is None else found[1]:
-        level, calls = found[0], sat.bank.calls
+    if found is None:
+        return tables[0]
+    level, calls = found[0], sat.bank.calls
+    for agreement in found[1]:
         columns: dict[str, Any] = {
             "prompt_id": [sat.prompts[agreement.prompt].prompt_id] * calls,
             "recipe": [sat.recipe] * calls,

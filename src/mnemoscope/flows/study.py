@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,16 @@ from mnemoscope.flows.scores import choose, methods_of, score_rows, union
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
-from mnemoscope.runs.execute import Rows, Unit, chunk_of, chunks, execute, units_of
+from mnemoscope.runs.execute import (
+    UNIT,
+    Rows,
+    Unit,
+    chunk_of,
+    chunks,
+    execute,
+    size_of,
+    units_of,
+)
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
@@ -261,17 +271,18 @@ class StudyWorker:
         """Yield the units of a list."""
         return units_of(prompts, (bank.recipe for bank in self.banks.values()), self.chunk)
 
-    @property
+    @cached_property
     def chunk(self) -> int:
         """Return how many prompts make a unit."""
         bank = self.first
-        return chunk_of(
+        usual = chunk_of(
             batch=bank.batch,
             seeds=bank.seeds,
             calls=bank.calls,
             d=self.model.d,
             accelerator=self.model.device.type != "cpu",
         )
+        return size_of(Path(self.study.out), usual)
 
     def count(self, prompts: PromptList) -> int:
         """Return how many units a list has."""
@@ -309,7 +320,8 @@ class StudyWorker:
         return Manifest(
             given=study.given(),
             options=study.resolved()
-            | {"batch": self.first.batch, "scheduler": self.first.recipe.scheduler},
+            | {"batch": self.first.batch, "scheduler": self.first.recipe.scheduler}
+            | {UNIT: self.chunk},
             methods=methods_of(self.detectors),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},

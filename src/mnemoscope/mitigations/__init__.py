@@ -64,6 +64,8 @@ def parse(text: str) -> Intervention:
             raise InputError(f"intervention {text!r}: expected setting=value, got {part!r}")
         if name not in known:
             raise InputError(f"intervention {text!r}: " + did_you_mean(name, known, "setting"))
+        if name in given:
+            raise InputError(f"intervention {text!r}: {name} is given twice")
         given[name] = _value(text, name, value, known[name].type)
     return kind(**given)
 

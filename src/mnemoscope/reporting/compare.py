@@ -21,13 +21,22 @@ from jaxtyping import Float
 from markupsafe import Markup
 
 from mnemoscope import mechanism
-from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Panel, Points, Role, ScatterPanel, Series
+from mnemoscope.core.panels import (
+    Bar,
+    BarPanel,
+    CurvePanel,
+    Panel,
+    Points,
+    Role,
+    ScatterPanel,
+    Series,
+)
 from mnemoscope.core.stats import Estimate, bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
 from mnemoscope.reporting import figures
 from mnemoscope.reporting.explorer import card
-from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
+from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment, measure_of
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
 from mnemoscope.reporting.text import interval, number, visible
 from mnemoscope.reporting.verdict import Row, verdict
@@ -116,13 +125,13 @@ def compare(
         Path of the page, one HTML file that holds all it shows.
 
     Raises:
-        RunError: If the runs share no prompt or no guidance scale, a table is damaged, or the
-            folder cannot be written.
+        RunError: If run A is no study, the runs share no prompt or no guidance scale, a table is
+            damaged, or the folder cannot be written.
 
     Source: ours; the interval as in Efron 1979.
     """
+    measure = measure_of(before)
     guidance = _common_guidance(before, after)
-    measure = str(before.manifest.options["similarity"][0])
     a, b = (_side(run, label, guidance, measure) for run, label in ((before, "A"), (after, "B")))
     shared = [
         name
@@ -359,9 +368,7 @@ def _sentences(
         f"{guidance:g}."
     )
     if both:
-        first += (
-            f" {gone} of them reproduce their image in A only, {new} in B only, by {measure}."
-        )
+        first += f" {gone} of them reproduce their image in A only, {new} in B only, by {measure}."
     if left := len(shared) - len(both):
         side = a if any(name not in a.known for name in shared) else b
         are = "prompt is" if left == 1 else "prompts are"
@@ -479,8 +486,8 @@ def _panels(
                     title,
                     "call, from first to last",
                     label,
-                    f"{population.capitalize()}, g = {guidance:g}. Line: median over prompts of the "
-                    "mean over seeds; band: 16 % to 84 % of prompts.",
+                    f"{population.capitalize()}, g = {guidance:g}. Line: median over prompts of "
+                    "the mean over seeds; band: 16 % to 84 % of prompts.",
                     tuple(series),
                 )
             )

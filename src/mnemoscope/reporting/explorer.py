@@ -198,9 +198,7 @@ def _entry(row: Row) -> dict[str, Any]:
     }
 
 
-def _at(
-    rated: Row | None, judged: Judgement, n: int, values: list[float | None]
-) -> dict[str, Any]:
+def _at(rated: Row | None, judged: Judgement, n: int, values: list[float | None]) -> dict[str, Any]:
     grade = rated["grade"] if rated else None
     return {
         "n": rated["n"] if rated else n,

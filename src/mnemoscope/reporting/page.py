@@ -16,7 +16,8 @@ read no file: the frame posts its JSON to the page, which makes text and picture
 
 The same run gives the same bytes.
 
-Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compare` shares.
+Contents: `report`; `measure_of`, `environment`, `digest`, `command` and `Drawn`, which `compare`
+shares.
 """
 
 import base64
@@ -57,8 +58,8 @@ SHOWN = 4
 LISTED = 6
 """Detectors of the overview; the others are folded away."""
 
-BUDGET = 2_400_000
-"""Bytes of pictures in a single file: 3.2 MB as base64, which leaves 2.8 of the demo's 6 MB for
+BUDGET = 2_300_000
+"""Bytes of pictures in a single file: 3.1 MB as base64, which leaves 2.9 of the demo's 6 MB for
 figures, curves and tables."""
 
 OURS = re.compile(r"\d+\.html|\d+-g[\d.e+]+\.webp")
@@ -135,16 +136,14 @@ def report(
         Path of the page.
 
     Raises:
-        RunError: If a table or the leaderboard is damaged, the leaderboard is of another model, or
-            the folder cannot be written.
+        RunError: If the run is no study, a table or the leaderboard is damaged, the leaderboard is
+            of another model, or the folder cannot be written.
 
     Source: ours.
     """
     folder = Path(out) if out is not None else run.path / "report"
-    rows: dict[str, list[dict[str, Any]]] = {
-        name: run.table(name).to_pylist() for name in READ
-    }
-    measure = str(run.manifest.options["similarity"][0])
+    rows: dict[str, list[dict[str, Any]]] = {name: run.table(name).to_pylist() for name in READ}
+    measure = measure_of(run)
     ranked = board(run, leaderboard)
     record = mechanism.read(run)
     findings = mechanism.analyse(record)
@@ -156,9 +155,7 @@ def report(
     )  # fmt: skip
     computed = quantities(record)
     scores = scores_of(run.table("scores"))
-    shown = explorer(
-        rows["prompts"], rows["samples"], rows["severity"], scores, computed, found
-    )
+    shown = explorer(rows["prompts"], rows["samples"], rows["severity"], scores, computed, found)
     details = Details.of(shown, rows, measure, computed, redact=redact_images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,6 +174,21 @@ def report(
             "or choose another folder"
         ) from error
     return target
+
+
+def measure_of(run: Run) -> str:
+    """Return the similarity measure that says what counts as memorized.
+
+    Raises:
+        RunError: If the run is no study.
+    """
+    measures = run.manifest.options.get("similarity")
+    if not measures:
+        raise RunError(
+            f"{str(run.path)!r} holds a {run.manifest.flow}, which compares no images; give the "
+            "folder of a study"
+        )
+    return str(measures[0])
 
 
 @dataclass(frozen=True)
@@ -437,6 +449,7 @@ def _scored(scores: Scores, found: Verdict) -> dict[str, Any] | None:
         "detectors": len(scores.detectors),
         "memorized": memorized,
         "others": len(judged) - memorized,
+        "left_out": len(scores.places) - len(judged),
         "recommended": RECOMMENDED if RECOMMENDED in scores.detectors else None,
     }
 

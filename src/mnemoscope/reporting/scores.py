@@ -56,7 +56,6 @@ class Scores:
         detectors: Their names, those in `FIRST` first, the others by name.
         kinds: "prompt" or "pair", by detector.
         calls: Network calls a prompt, alone; by detector.
-        seconds: Seconds a prompt, alone; by detector.
         places: Row of each prompt.
         at: By guidance scale.
         reasons: Why there is no score, by prompt, guidance scale and place of the detector.
@@ -65,7 +64,6 @@ class Scores:
     detectors: tuple[str, ...]
     kinds: Mapping[str, str]
     calls: Mapping[str, float]
-    seconds: Mapping[str, float]
     places: Mapping[str, int]
     at: Mapping[float, At]
     reasons: Mapping[tuple[str, float, int], str]
@@ -125,10 +123,12 @@ def scores_of(table: pa.Table) -> Scores:
     columns = np.array([of_detector[name] for name in found["detector"]], dtype=np.intp)
     scales = np.array(found["guidance"], dtype=np.float64)
     values = table["score"].to_numpy().astype(np.float64)
-    about: dict[str, dict[str, Any]] = {
-        name: dict(zip(found["detector"], table[name].to_pylist(), strict=True))
-        for name in ("kind", "network_calls", "seconds")
-    }
+    kinds = dict(zip(found["detector"], table["kind"].to_pylist(), strict=True))
+    prices = table["network_calls"].to_numpy().astype(np.float64).tolist()
+    # A pair score of a prompt without an image costs nothing, and is no price.
+    calls: dict[str, float] = {}
+    for name, price in zip(found["detector"], prices, strict=True):
+        calls[name] = max(calls.get(name, 0.0), price)
     at: dict[float, At] = {}
     for scale in np.unique(scales).tolist():
         here = scales == scale
@@ -141,9 +141,7 @@ def scores_of(table: pa.Table) -> Scores:
         for row, reason in enumerate(table["reason"].to_pylist())
         if reason
     }
-    return Scores(
-        detectors, about["kind"], about["network_calls"], about["seconds"], of_prompt, at, reasons
-    )
+    return Scores(detectors, kinds, calls, of_prompt, at, reasons)
 
 
 def _ranks(score: Float[np.ndarray, "prompt detector"]) -> Int[np.ndarray, "prompt detector"]:

@@ -5,19 +5,20 @@ it on the model's device, then reduces that to rows; on an accelerator the rows 
 and written while the next is gathered. Executors differ in where the work is done and in nothing
 else.
 
-Contents: `Unit`, `units_of`, `Worker`, `execute`.
+Contents: `Unit`, `chunk_of` and `size_of`, `units_of`, `Worker`, `execute`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.runs.folder import Writer
+from mnemoscope.runs.folder import MANIFEST, Writer, open_run
 from mnemoscope.sampling.recipe import Recipe
 
 Rows = Mapping[str, pa.Table]
@@ -82,6 +83,20 @@ def chunk_of(*, batch: int, seeds: int, calls: int, d: int, accelerator: bool = 
     room = ON_ACCELERATOR if accelerator else TAPE
     held = max(1, seeds * calls * d * 16)
     return max(1, min(batch // seeds, room // held))
+
+
+UNIT = "prompts_a_unit"
+"""Option of a manifest: how many prompts a unit has."""
+
+
+def size_of(folder: Path, usual: int) -> int:
+    """Return how many prompts a unit has: as the run in a folder began, or the usual number.
+
+    A run that goes on with another batch or on another device must find its units again.
+    """
+    if not (folder / MANIFEST).is_file():
+        return usual
+    return int(open_run(folder).manifest.options.get(UNIT, usual))
 
 
 def units_of(prompts: Iterable[Prompt], recipes: Iterable[Recipe], chunk: int) -> Iterator[Unit]:

@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
@@ -119,7 +118,7 @@ class Run:
         if "recipe" not in rows.column_names or "guidance" in rows.column_names:
             return rows
         scale = {key: recipe["guidance"] for key, recipe in self.recipes.items()}
-        codes = pc.dictionary_encode(rows["recipe"].combine_chunks())
+        codes = rows["recipe"].combine_chunks().dictionary_encode()
         known = [scale.get(key) for key in codes.dictionary.to_pylist()]
         values = pa.array(known, pa.float64()).take(codes.indices)
         at = rows.column_names.index("recipe") + 1
@@ -270,13 +269,14 @@ class Writer:
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK)
-        try:
-            with _explained(path):
+        with _explained(path):
+            try:
                 lock.acquire(blocking=False)
-        except Timeout as error:
-            raise RunError(
-                f"another process is writing {str(path)!r}; wait for it or give another --out"
-            ) from error
+            except Timeout as error:
+                # Timeout is an OSError, and not one of the disk.
+                raise RunError(
+                    f"another process is writing {str(path)!r}; wait for it or give another --out"
+                ) from error
         with lock:
             for left in path.rglob(".*.tmp"):
                 left.unlink()

@@ -202,6 +202,8 @@ def split(
             f"shaped {shapes} where states are {tuple(states.shape)}; only networks that answer in "
             "the shape of the state can be read"
         )
+    if any(output.skips for output in outputs):
+        raise refused("one of them with layers skipped; switch skip-layer guidance off")
     rows = [len(raw) for raw in raws]
     precision = max(torch.finfo(part.dtype).eps for part in (used, *raws))
     x, given = _full(states), _full(cut(used))
@@ -216,8 +218,6 @@ def split(
     elif rows == [whole] and _paired(states) and _paired(cut(used)):
         way, parts = "doubled", raws[0].chunk(2)
         x, given = (part.chunk(2)[0] for part in (x, given))
-    elif any(output.skips for output in outputs):
-        raise refused("one of them with layers skipped; switch skip-layer guidance off")
     elif rows == [whole]:
         raise refused(
             "whose output is changed before the scheduler is given it; only classifier-free "

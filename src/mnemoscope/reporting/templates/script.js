@@ -498,7 +498,7 @@
         make("p", {}, make("code", {}, one.name), " ", ...said(place)),
         ...(known(scores[place][0]) ? [strip(prompt, g, one.name, column)] : []))),
       ...(first.length ? [make("p", { class: "hint" }, "Larger is more memorized. The dot is this prompt at g = " + g
-        + "; a line upwards is a memorized prompt of the run, a line downwards another one.")] : []),
+        + "; a line upwards is a memorized prompt of the run, a line downwards another one (grey: not judged).")] : []),
       make("details", {}, make("summary", {}, make("span", {}, "All " + scores.length + " detectors")),
         make("table", { class: "ranks" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "detector"),
           make("th", { scope: "col", class: "num" }, "score"), make("th", { scope: "col", class: "num" }, "rank"))),
