@@ -1,4 +1,4 @@
-"""The cost of an attachment that only records: a pipeline's run with it against the same without it.
+"""The cost of an attachment that only records: a run of a pipeline with it against one without.
 
 What an attachment adds is timed inside the run itself (the hook, and its step less the scheduler's
 own), since it is far less than two runs one after the other differ by. What is above 1 is all it

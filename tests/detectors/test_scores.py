@@ -318,3 +318,15 @@ def test_combine_is_what_the_path_uses(tapes):
     torch.testing.assert_close(
         tape.eps("g"), combine(tape.eps("u"), tape.eps("c"), G), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("noise", ["independent", "fresh"])
+def test_a_score_does_not_depend_on_its_company(oracle, noise):
+    """Not where every prompt has noise of its own, either."""
+    names = [d.name for d in all_detectors() if d.first_step]
+    texts = ["target 0", "never seen", "target 1"]
+    options = {"detectors": names, "seeds": SEEDS, "steps": 5, "noise": noise}
+    whole = detect(oracle, texts, **options, batch=64)
+    cut = detect(oracle, texts, **options, batch=1)
+    for name in names:
+        np.testing.assert_allclose(cut.of(name), whole.of(name), rtol=1e-4, atol=1e-9)

@@ -259,7 +259,7 @@ def test_interruption_is_noted_and_resumed(prompts, tmp_path, whole):
         def __call__(self, x, timestep, condition):
             nonlocal calls
             calls += len(x) < 64
-            if calls == 15:
+            if calls == 18:
                 raise KeyboardInterrupt
             return self.inner(x, timestep, condition)
 

@@ -54,8 +54,9 @@ def log_snr(level: Level) -> Float[Tensor, "*call"]:
 def levels_of(scheduler: Any, timesteps: Tensor | None = None) -> Level:
     """Ask a diffusers scheduler for the level of each of its timesteps.
 
-    Adding noise 0 to a clean 1 yields alpha, adding noise 1 to a clean 0 yields sigma. A deep copy
-    answers, because some schedulers remember a step index once they have been asked.
+    Adding noise 0 to a clean 1 yields alpha, adding noise 1 to a clean 0 yields sigma; samplers
+    that keep their levels themselves are asked for those. A deep copy answers, because some
+    schedulers remember a step index once they have been asked.
 
     Args:
         scheduler: A diffusers scheduler on which `set_timesteps` has been called and no step taken.
@@ -79,6 +80,16 @@ def levels_of(scheduler: Any, timesteps: Tensor | None = None) -> Level:
                 f"{type(scheduler).__name__} has neither add_noise nor scale_noise, so its noise "
                 "levels cannot be asked for; choose another scheduler"
             )
+    sigmas = getattr(scheduler, "sigmas", None)
+    if (
+        timesteps is None
+        and hasattr(scheduler, "_sigma_to_alpha_sigma_t")
+        and sigmas is not None
+        and len(sigmas) == len(scheduler.timesteps) + 1
+    ):
+        # Karras sigmas repeat a rounded timestep, for which add_noise knows one level only.
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigmas[:-1].double().cpu())
+        return Level(alpha.double(), sigma.double())
     asked = (scheduler.timesteps if timesteps is None else timesteps).cpu()
     clean = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(len(asked), 2)
     noise = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(len(asked), 2)

@@ -34,7 +34,9 @@ list; `embedded_prompts`.
 import csv
 import hashlib
 import json
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +66,8 @@ MAX_GROUP = 2**28
 """Largest row group of a Parquet file, in bytes once it is unpacked, over the columns read."""
 MAX_VALUES = 1000
 """Most values a row of a Parquet file may hold, on average, in one column."""
+FOLDERS = 1000
+"""Folders of images that are remembered as lying where they may."""
 BATCH = 256
 """Rows of a Parquet file that are unpacked at a time; 256 of the longest take 20 MB."""
 
@@ -560,10 +564,11 @@ def _checked(path: Path, root: Path) -> PromptList:
     """Go through a file once, checking every row."""
     stamp = _stamp(path)
     names, content, count = _Names(), hashlib.sha256(), 0
+    inside: dict[str, bool] = {}
     for place, row in _rows(path):
         cells = _read(place, row)
         for name in (*cells.images, *([] if cells.mask is None else [cells.mask])):
-            _check_path(name, place, path.parent, root)
+            _check_path(name, place, path.parent, root, inside)
         named = names.of(cells.text, cells.given)
         if named is None:
             raise InputError(
@@ -640,13 +645,44 @@ def _image_names(row: Mapping[str, Any], place: str) -> list[str]:
     return [_clean(str(name), "images", place) for name in names if str(name).strip()]
 
 
-def _check_path(name: str, place: str, folder: Path, root: Path) -> None:
+def _check_path(name: str, place: str, folder: Path, root: Path, inside: dict[str, bool]) -> None:
+    """Refuse an image that is not there, or not inside the root.
+
+    Args:
+        name: The image, as written.
+        place: Where it is written.
+        folder: What it is relative to.
+        root: What it must lie in.
+        inside: Folders that were followed before, and whether they lie in the root.
+    """
     if re.match(r"[a-z]+://", name, re.IGNORECASE):
         raise InputError(f"{place}: {name[:80]!r} is an address; download it and name the file")
+    parent, leaf = os.path.split(os.path.join(folder, name))
+    # Following every link of a path takes ten times as long as asking whether its end is one.
+    if parent not in inside and len(inside) < FOLDERS:
+        inside[parent] = _is_inside(Path(parent), root)
+    if inside.get(parent) and _is_file(os.path.join(parent, leaf)):
+        return
     try:
         resolve_inside(folder / name, root)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    try:
+        resolve_inside(path, root)
+    except InputError:
+        return False
+    return True
+
+
+def _is_file(path: str) -> bool:
+    """Tell whether there is a file that is no link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _label(value: Any, name: str, place: str) -> str | None:

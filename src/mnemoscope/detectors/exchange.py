@@ -50,7 +50,8 @@ def own_noise(
 def image_entering(maps: LatentMaps) -> PerPrompt:
     """Return the pull of the caption over the power of the unconditional seed noise."""
     pull = torch.fft.fft2((maps.x0_c - maps.x0_u).double())
-    return (pull.abs().square() / seed_power(maps.x0_u.double())).flatten(1).mean(dim=1)
+    power = seed_power(maps.x0_u.double())[:, None, None]
+    return (pull.abs().square() / power).flatten(1).mean(dim=1)
 
 
 def noise_shed(maps: LatentMaps) -> PerPrompt:

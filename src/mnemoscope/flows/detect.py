@@ -185,6 +185,8 @@ def detect(
         RunError: If the folder is of another detection, in use, or cannot be written.
     """
     chosen = choose(detectors)
+    if not chosen:
+        raise InputError("no detector given, and there is nothing to do without")
     asked = _asked(model, chosen, options)
     held = listed(prompts, asked.model)
     with _folder(out) as folder:

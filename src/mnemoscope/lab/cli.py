@@ -1,6 +1,6 @@
 """The lab's commands: `train` makes the model that ships, `plant` another, `evaluate` measures.
 
-`prompts` writes a planted table as a prompt file.
+`prompts` writes a planted table as a prompt file, `findings` sets studies side by side.
 """
 
 import json
@@ -111,3 +111,21 @@ def evaluate(
 
     result = measure(load_model(model), seeds=seeds, out=out)
     typer.echo(json.dumps(result, indent=1))
+
+
+@app.command()
+def findings(
+    runs: Annotated[list[str], typer.Argument(help="NAME=RUN, a column and its run folder.")],
+) -> None:
+    """Set the paper's quantities on studies of several models side by side, as Markdown."""
+    from mnemoscope.errors import InputError
+    from mnemoscope.lab.findings import findings as told
+    from mnemoscope.runs.folder import open_run
+
+    named: dict[str, Path] = {}
+    for given in runs:
+        name, equals, folder = given.partition("=")
+        if not equals or not name or name in named:
+            raise InputError(f"{given!r} given; expected NAME=RUN, each name once")
+        named[name] = Path(folder)
+    typer.echo(told({name: open_run(folder) for name, folder in named.items()}))
