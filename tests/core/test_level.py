@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from mnemoscope.core.level import Level, final_level, levels_of, log_snr
 from mnemoscope.core.predict import Prediction
@@ -123,3 +124,15 @@ def test_ends_of_log_snr():
     assert float(log_snr(Level(one, zero))) == float("inf")
     assert float(log_snr(Level(zero, one))) == float("-inf")
     assert float(log_snr(Level(one, one))) == 0
+
+
+def test_levels_of_a_sampler_that_repeats_a_timestep_are_its_own():
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True
+    )
+    scheduler.set_timesteps(50)
+    assert len(scheduler.timesteps.unique()) < 50
+    alpha, sigma = levels_of(scheduler)
+    ratio = sigma / alpha
+    assert (ratio.diff() < 0).all()
+    assert torch.allclose(ratio, scheduler.sigmas[:-1].double(), rtol=1e-12)

@@ -52,7 +52,7 @@ def worker_of(model, prompts, tick=None, **changes):
     study = Study(**(options | changes))
     worker = StudyWorker(study, model, choose(study.detectors), tick)
     measures = {"l2": get_similarity("l2")}
-    worker.know(References(prompts, model.image_size), measures)
+    worker.know(prompts, References(prompts, model.image_size), measures)
     return worker
 
 

@@ -320,6 +320,14 @@ def test_parts_are_the_table_in_pieces(tmp_path):
     assert list(run.parts("gram")) == []
 
 
+def test_some_columns_are_those_of_the_whole_table(tmp_path):
+    run = recipes_and_samples(tmp_path)
+    names = ["seed", "guidance"]
+    assert run.table("samples", names).equals(run.table("samples").select(names))
+    assert pa.concat_tables(run.parts("samples", names)).equals(run.table("samples", names))
+    assert run.table("gram", names).column_names == names
+
+
 def test_parts_are_read_one_at_a_time(tmp_path):
     run = recipes_and_samples(tmp_path)
     held = run.parts("samples")

@@ -12,12 +12,15 @@ It samples a few latents in memory, decodes none, and writes nothing.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from mnemoscope.core.level import final_level, log_snr
 from mnemoscope.core.record import Recorder
+from mnemoscope.flows.options import values_of
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -53,6 +56,15 @@ class Checking(Source):
 
     scheduler: str = option("auto", "Sampler; auto is the one usual for the model.")
     steps: int = option(50, "Sampler updates.")
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "Checking":
+        """Make it of options as a command line has them.
+
+        Raises:
+            InputError: If a value does not fit.
+        """
+        return cls(**values_of(cls, options))
 
 
 @dataclass(frozen=True)

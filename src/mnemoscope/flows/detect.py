@@ -52,6 +52,9 @@ from mnemoscope.sampling.recipe import Recipe
 Notify = Callable[[str], None]
 """Told one line at a time what is going on."""
 
+DELAY = 0.1
+"""Seconds before a progress bar is drawn: the price comes first."""
+
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -191,7 +194,7 @@ def detect(
     held = listed(prompts, asked.model)
     with _folder(out) as folder:
         known = loaded(asked) if isinstance(model, str) else model
-        with tqdm(total=len(held), unit="prompt", disable=not progress) as bar:
+        with tqdm(total=len(held), unit="prompt", disable=not progress, delay=DELAY) as bar:
             worker = DetectionWorker(asked, known, chosen, held, folder)
             _score_all(worker, held, folder, notify or (lambda line: None), bar)
         return _read(open_run(folder), chosen, worker.bank.network.rows)

@@ -32,6 +32,7 @@ from mnemoscope.evidence.pieces.convergence import Convergence
 from mnemoscope.evidence.pieces.filmstrip import Filmstrip
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.probed import Probed
+from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.options import (
     brought,
@@ -79,6 +80,9 @@ Notify = Callable[[str], None]
 
 BLOCK = 2048
 """Rows of prompts that are written together."""
+
+DELAY = 0.1
+"""Seconds before a progress bar is drawn: the price comes first."""
 
 PICTURES = 256
 """Training images whose thumbnails are written together."""
@@ -181,9 +185,9 @@ def run(
     detectors = choose(study.detectors)
     measures = {name: _similarity(study, name) for name in study.similarity}
     model = model or loaded(study)
-    with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False) as bar:
+    with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False, delay=DELAY) as bar:
         worker = StudyWorker(study, model, detectors, lambda rows: _update(bar, rows))
-        worker.know(References(known, model.image_size), measures)
+        worker.know(prompts, References(known, model.image_size), measures)
         manifest = worker.manifest(prompts)
         with Writer.open(Path(study.out), manifest) as writer:
             done = writer.finished()
@@ -250,8 +254,12 @@ class StudyWorker:
         self.first = next(iter(self.banks.values()))
         self._latents: dict[int, Float[Tensor, " d"]] = {}
 
-    def know(self, references: References, measures: Mapping[str, Similarity]) -> None:
-        """Take in the training images, and make them ready for every measure."""
+    def know(
+        self, prompts: PromptList, references: References, measures: Mapping[str, Similarity]
+    ) -> None:
+        """Take in the list's words where one asks, and make its images ready for every measure."""
+        asked = Text() in union(self.detectors)
+        self.frequency = word_frequency(prompts) if asked else None
         self.references = references
         self.indices: dict[str, Index] = {
             name: measure.index(references) for name, measure in measures.items()
@@ -365,7 +373,15 @@ class StudyWorker:
         bank = self.banks[unit.recipe.key]
         pieces = self.pieces(unit.first)
         spent: dict[Piece[Any], float] = {}
-        sitting = sit(bank, unit.prompts, unit.places, pieces, targets=self.targets, spent=spent)
+        sitting = sit(
+            bank,
+            unit.prompts,
+            unit.places,
+            pieces,
+            frequency=self.frequency,
+            targets=self.targets,
+            spent=spent,
+        )
         evidence = gather(sitting, pieces, spent)
         return Sat(bank, unit.prompts, tuple(sitting.keys), sitting.outcomes, evidence, spent)
 

@@ -21,7 +21,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,24 +63,28 @@ class Run:
     path: Path
     manifest: Manifest
 
-    def table(self, name: str) -> pa.Table:
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a whole table: the parts of all finished units, each verified.
 
         Where rows have a recipe, a column `guidance` says its scale.
 
+        Args:
+            name: The table.
+            columns: Which columns; all where not given.
+
         Raises:
             RunError: If there is no such table, or a part is missing or damaged.
         """
-        table = table_named(name)
-        parts = [self._part(table, unit, commit[name]) for unit, commit in self._with(name)]
-        rows = pa.concat_tables([table.schema.empty_table(), *parts])
-        return self._viewed(rows)
+        empty = self._viewed(table_named(name).schema.empty_table())
+        some = empty if columns is None else empty.select(list(columns))
+        return pa.concat_tables([some, *self.parts(name, columns)])
 
-    def parts(self, name: str) -> Iterator[pa.Table]:
+    def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield a table part by part, as `table` shows it; memory holds one part at a time."""
         table = table_named(name)
         for unit, commit in self._with(name):
-            yield self._viewed(self._part(table, unit, commit[name]))
+            rows = self._viewed(self._part(table, unit, commit[name]))
+            yield rows if columns is None else rows.select(list(columns))
 
     def _with(self, name: str) -> list[tuple[str, dict[str, Any]]]:
         if name == "recipes" and self.manifest.schema_version < SCHEMA:
