@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler
 
 from benchmarks.table import Row, seconds, show
 from mnemoscope import detect, load_model
-from mnemoscope.data.prompts import embedded_prompts
 from mnemoscope.detectors import all_detectors
 from mnemoscope.evidence import price
+from mnemoscope.lab.prompts import embedded_prompts
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = 8, 4, 50, 7.5
 FASTER, DEARER = 20, 1.1

@@ -14,21 +14,17 @@ ROOT = "mnemoscope"
 
 LAYERS = (
     ("errors", "options"),
-    ("registry", "core", "planted"),
+    ("registry", "core"),
     ("data", "sampling"),
     ("models", "similarity", "mitigations", "runs"),
     ("evidence", "severity"),
-    ("detectors", "mechanism", "ranking"),
+    ("detectors", "mechanism", "ranking", "lab"),
     ("reporting",),
-    ("flows", "lab"),
+    ("flows",),
     ("cli",),
     ("__main__",),
 )
 """Rooms from the ground up; a room imports from layers below its own, and itself."""
-
-PLANTED = (f"{ROOT}.lab", f"{ROOT}.lab.planted", f"{ROOT}.lab.scenes")
-"""What the embedded model and its prompts are made of; it lies on the ground floor, though the rest
-of the lab, which trains and judges models, lives at the top."""
 
 EXTENSIONS = (
     "detectors",
@@ -94,8 +90,6 @@ def imports(source: str, module: str, is_package: bool = False) -> Iterator[tupl
 
 def room(module: str) -> str:
     """Return the room a module lies in; "" for the package itself."""
-    if module in PLANTED:
-        return "planted"
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -253,7 +247,7 @@ def test_what_reads_runs_reaches_no_network_even_through_others(name):
         ("mnemoscope.core.gram", "from mnemoscope import runs", "runs does not lie below core"),
         ("mnemoscope.errors", "from mnemoscope.core import gram", "core does not lie below"),
         ("mnemoscope.data.prompts", "import mnemoscope.sampling.loop", "does not lie below data"),
-        ("mnemoscope.models.load", "from mnemoscope.lab.train import x", "does not lie below"),
+        ("mnemoscope.models.load", "from mnemoscope.lab import x", "lab does not lie below models"),
         ("mnemoscope.detectors.x", "from mnemoscope.detectors.dsm import y", "same kind"),
         ("mnemoscope.mechanism.loss", "from mnemoscope.mechanism.alignment import x", "same kind"),
         ("mnemoscope.mechanism.loss", "from .alignment import x", "same kind"),

@@ -11,7 +11,7 @@ from mnemoscope import mitigations
 from mnemoscope.core.record import Recorder
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.errors import InputError
-from mnemoscope.evidence import Bank
+from mnemoscope.evidence import Bank, price_in
 from mnemoscope.evidence.gather import sit
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.study import Study
@@ -84,7 +84,7 @@ def test_costs_what_it_says_and_runs(model, name, noise):
     rows = 2 + len(recipe.intervention.branches_asked)
     assert bank.branches == rows
     assert bank.network.rows == 2 * SEEDS * STEPS * rows
-    assert bank.network.rows == 2 * bank.price([WholePath()]).forward
+    assert bank.network.rows == 2 * price_in(bank, [WholePath()]).forward
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -22,6 +22,7 @@ from mnemoscope.evidence import (
     Price,
     gather,
     path_calls,
+    price_in,
 )
 from mnemoscope.evidence.gather import sit
 from mnemoscope.evidence.pieces.change_norms import ChangeNorms
@@ -151,7 +152,7 @@ def test_costs_what_it_says(model, prompts, piece, noise):
         told = told + piece.apart(bank.calls) * SEEDS
     assert beside == 2 * told.forward
     assert path == 2 * SEEDS * (2 * length - (1 if bank.shared and length else 0))
-    assert path + beside == 2 * bank.price([piece]).forward
+    assert path + beside == 2 * price_in(bank, [piece]).forward
 
 
 def test_an_intervention_leaves_nothing_known_of_the_first_call(model, prompts):
@@ -159,7 +160,7 @@ def test_an_intervention_leaves_nothing_known_of_the_first_call(model, prompts):
     piece = PathRecord(2)
     piece.warm(bank)
     sit(bank, prompts, range(2), [piece])
-    assert bank.network.rows == 2 * bank.price([piece]).forward == 2 * SEEDS * 2 * 2
+    assert bank.network.rows == 2 * price_in(bank, [piece]).forward == 2 * SEEDS * 2 * 2
 
 
 @pytest.fixture(scope="module", params=["shared", "independent"])

@@ -17,12 +17,12 @@ from mnemoscope.data.prompts import (
     MAX_LINE,
     Prompt,
     PromptList,
-    embedded_prompts,
     load_prompts,
     read_prompts,
     stratified,
 )
 from mnemoscope.errors import InputError
+from mnemoscope.lab.prompts import embedded_prompts
 
 
 def write(path, content):

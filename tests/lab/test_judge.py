@@ -5,6 +5,7 @@ import shutil
 import torch
 from safetensors.torch import load_file
 
+from mnemoscope.core.stats import roc_auc
 from mnemoscope.lab import ASSETS, JUDGE_FILE, MODEL_DIR
 from mnemoscope.lab.judge import (
     disturbed,
@@ -17,7 +18,6 @@ from mnemoscope.lab.judge import (
 )
 from mnemoscope.lab.scenes import Scenes, render
 from mnemoscope.lab.train import load_codec
-from mnemoscope.core.stats import roc_auc
 
 
 def test_the_judge_finds_what_a_scene_shows_and_not_what_it_does_not() -> None:

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from mnemoscope.errors import InputError
 from mnemoscope.data.images import load_image, load_mask
+from mnemoscope.data.prompts import load_prompts
+from mnemoscope.errors import InputError
 from mnemoscope.lab.planted import (
     LEVELS,
     PER_LEVEL,
@@ -21,7 +22,6 @@ from mnemoscope.lab.planted import (
     write_table,
 )
 from mnemoscope.lab.scenes import pair_of
-from mnemoscope.data.prompts import load_prompts
 
 
 def test_levels_kinds_and_repetitions() -> None:

@@ -28,7 +28,7 @@ Columns::
 Any other column is left alone. Paths are relative to the file and must end inside its folder.
 
 Contents: `Prompt`; `PromptList` and `read_prompts`, a list as a stream; `load_prompts`, the whole
-list; `embedded_prompts`.
+list.
 """
 
 import csv
@@ -208,41 +208,6 @@ def load_prompts(path: str | Path, *, root: str | Path | None = None) -> tuple[P
         InputError: As `read_prompts`.
     """
     return tuple(read_prompts(path, root=root))
-
-
-def embedded_prompts(planted: int | None = None, controls: int | None = None) -> tuple[Prompt, ...]:
-    """Return the prompts of the embedded model, each with its picture.
-
-    Args:
-        planted: How many planted prompts, spread evenly over levels, families and kinds; fewer
-            than there are of these span the levels. All where None.
-        controls: How many controls, spread evenly over kinds; all where None.
-
-    Returns:
-        Planted prompts (group "planted"), then controls (group "control").
-
-    Raises:
-        InputError: If a number is negative or more than there are.
-    """
-    from mnemoscope.lab.planted import load_controls, load_planted
-
-    return tuple(
-        Prompt(
-            prompt_id=item.id,
-            text=item.caption,
-            images=(item.image(),),
-            group=group,
-            kind=item.kind,
-            family=item.family,
-            level=item.level,
-            mask=item.mask(),
-        )
-        for group, items, count in (
-            ("planted", load_planted(), planted),
-            ("control", load_controls(), controls),
-        )
-        for item in stratified(items, [(i.level, i.family, i.kind) for i in items], count, group)
-    )
 
 
 def stratified(

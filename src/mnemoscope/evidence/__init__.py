@@ -17,6 +17,7 @@ from mnemoscope.evidence.piece import (
     Price,
     path_calls,
     price,
+    price_in,
 )
 from mnemoscope.evidence.sitting import Sitting
 
@@ -32,4 +33,5 @@ __all__ = [
     "gather",
     "path_calls",
     "price",
+    "price_in",
 ]

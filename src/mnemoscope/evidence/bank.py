@@ -6,7 +6,7 @@ all of them, so the bank computes it once.
 Contents: `Bank`, `reference_mean`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from mnemoscope.core.level import Level, final_level, levels_of
 from mnemoscope.core.predict import Kind, shown
 from mnemoscope.core.record import Point
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.evidence.piece import Piece, Price, price
 from mnemoscope.models.base import Model
 from mnemoscope.sampling.batching import batch_of
 from mnemoscope.sampling.condition import Condition
@@ -138,17 +137,6 @@ class Bank:
     def guidance(self) -> float:
         """Return the scale the loop applies; 1 where guidance is an input of the network."""
         return self.recipe.guidance if self.model.has_uncond else 1.0
-
-    def price(self, pieces: Iterable[Piece[Any]]) -> Price:
-        """Return what pieces cost a prompt with an image, once the bank is warm."""
-        return price(
-            pieces,
-            calls=self.calls,
-            seeds=self.seeds,
-            branches=self.branches,
-            shared=self.shared,
-            known=self.knows_start,
-        )
 
     @property
     def knows_start(self) -> bool:

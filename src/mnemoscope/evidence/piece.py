@@ -14,13 +14,11 @@ Contents: `Price`, `price`, `Piece`, `Needs`, `Evidence`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mnemoscope.errors import NeedsError
-
-if TYPE_CHECKING:
-    from mnemoscope.evidence.bank import Bank
-    from mnemoscope.evidence.sitting import Sitting
+from mnemoscope.evidence.bank import Bank
+from mnemoscope.evidence.sitting import Sitting
 
 T = TypeVar("T")
 
@@ -110,11 +108,11 @@ class Piece(ABC, Generic[T]):
         """Return whether cross-attention must be watched along the path."""
         return False
 
-    def warm(self, bank: "Bank") -> None:
+    def warm(self, bank: Bank) -> None:
         """Compute what depends on no prompt, once for all of them."""
 
     @abstractmethod
-    def gather(self, sitting: "Sitting") -> T | Absent:
+    def gather(self, sitting: Sitting) -> T | Absent:
         """Gather it for the prompts of a sitting, whose path is sampled already."""
 
 
@@ -160,6 +158,18 @@ def price(
         if not shared:
             total = total + piece.apart(calls) * seeds
     return total
+
+
+def price_in(bank: Bank, pieces: Iterable[Piece[Any]]) -> Price:
+    """Return what pieces cost a prompt of a bank, once it is warm."""
+    return price(
+        pieces,
+        calls=bank.calls,
+        seeds=bank.seeds,
+        branches=bank.branches,
+        shared=bank.shared,
+        known=bank.knows_start,
+    )
 
 
 @dataclass(frozen=True)

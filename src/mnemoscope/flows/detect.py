@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, RunError
-from mnemoscope.evidence import Bank, Piece, path_calls
+from mnemoscope.evidence import Bank, Piece, path_calls, price_in
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.flows.options import (
@@ -373,7 +373,7 @@ def _score_all(
 
 def _price(worker: DetectionWorker, prompts: PromptList) -> str:
     bank = worker.bank
-    each = bank.price(worker.pieces).calls
+    each = price_in(bank, worker.pieces).calls
     return (
         f"{len(prompts)} prompts x {bank.seeds} seeds x {len(worker.detectors)} detectors, "
         f"{each * len(prompts):,} network calls, {worker.length} of {bank.calls} calls of the "

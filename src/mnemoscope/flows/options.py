@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mnemoscope.data.prompts import Prompt, PromptList, embedded_prompts, read_prompts
+from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
 from mnemoscope.errors import InputError
+from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.mitigations import parse
 from mnemoscope.models.base import Model
 from mnemoscope.models.load import load_model

@@ -15,7 +15,7 @@ from torch import Tensor
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.detectors import Detector, all_detectors, get_detector
 from mnemoscope.errors import InputError
-from mnemoscope.evidence import Bank, Evidence, MissingEvidence, Piece, Price
+from mnemoscope.evidence import Bank, Evidence, MissingEvidence, Piece, Price, price_in
 from mnemoscope.evidence.piece import NO_IMAGE
 from mnemoscope.models.base import Model
 from mnemoscope.runs.tables import TABLES
@@ -99,7 +99,7 @@ def score_rows(
         told = _score(detector, evidence, prompts, bank.model)
         seconds = time.perf_counter() - begun
         seconds += sum(spent.get(piece, 0.0) for piece in detector.needs.pieces)
-        alone = bank.price(detector.needs.pieces).calls
+        alone = price_in(bank, detector.needs.pieces).calls
         for row, (score, reason) in enumerate(told):
             place = row * each + at
             columns["score"][place] = None if reason else score

@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mnemoscope import mechanism
-from mnemoscope.data.prompts import Prompt, PromptList, embedded_prompts
+from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.data.references import References
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, RunError
-from mnemoscope.evidence import Bank, Piece
+from mnemoscope.evidence import Bank, Piece, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS, reference_mean
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.convergence import Convergence
@@ -54,6 +54,7 @@ from mnemoscope.flows.rows import (
     similarity_rows,
 )
 from mnemoscope.flows.scores import choose, methods_of, score_rows, union
+from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -303,8 +304,8 @@ class StudyWorker:
         for bank in self.banks.values():
             pieces = self.pieces(bank is self.first)
             bare = [piece for piece in pieces if not piece.pair]
-            total += held * bank.price(pieces).calls
-            total += (len(prompts) - held) * bank.price(bare).calls
+            total += held * price_in(bank, pieces).calls
+            total += (len(prompts) - held) * price_in(bank, bare).calls
         return total
 
     def price(self, prompts: PromptList) -> str:

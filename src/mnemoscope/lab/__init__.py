@@ -5,10 +5,9 @@ shown again and again, `train` makes the model from both, `judge` says what a pi
 `evaluate` measures what the model kept. The finished model lies in `assets`.
 """
 
-from pathlib import Path
+from mnemoscope.models.shipped import ASSETS, BASE_UNET_DIR, MODEL_DIR
 
-ASSETS = Path(__file__).parent / "assets"
+__all__ = ["ARTWORK_DIR", "ASSETS", "BASE_UNET_DIR", "JUDGE_FILE", "MODEL_DIR"]
+
 ARTWORK_DIR = ASSETS / "artwork"
-MODEL_DIR = ASSETS / "model"
-BASE_UNET_DIR = ASSETS / "base" / "unet"
 JUDGE_FILE = ASSETS / "judge.safetensors"

@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 
 from mnemoscope.errors import ModelError, did_you_mean
-from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
 from mnemoscope.models.base import NETWORKS, Model, refuse_pickle
 from mnemoscope.models.oracle import ORACLES
+from mnemoscope.models.shipped import BASE_UNET_DIR, MODEL_DIR
 from mnemoscope.models.source import Source
 
 DTYPES: Mapping[str, torch.dtype] = {

@@ -30,7 +30,7 @@ from mnemoscope.lab.train import SNR_CAP, half, noise_scheduler, write_index
 _Denoiser: Any = UNet2DConditionModel
 
 
-def scheduler() -> DDIMScheduler:
+def scheduler() -> Any:
     """Return Stable Diffusion's schedule, rescaled so that the last level holds no signal."""
     return DDIMScheduler.from_config(
         noise_scheduler().config,

@@ -1,0 +1,8 @@
+"""The model that ships inside: where its parts lie."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parents[1] / "lab" / "assets"
+MODEL_DIR = ASSETS / "model"
+BASE_UNET_DIR = ASSETS / "base" / "unet"
+"""Its denoiser before it was shown its planted images."""
