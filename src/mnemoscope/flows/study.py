@@ -86,7 +86,7 @@ DELAY = 0.1
 """Seconds before a progress bar is drawn: the price comes first."""
 
 PICTURES = 256
-"""Training images whose thumbnails are written together."""
+"""Training images whose thumbnails are written together, and most whose latents are held."""
 
 
 @dataclass(frozen=True)
@@ -367,6 +367,9 @@ class StudyWorker:
         if place not in self._latents:
             pixels = self.references[place].pixels[None].to(self.model.device)
             self._latents[place] = self.model.encode_images(pixels).flatten().float().cpu()
+            # The recipes of a unit ask for the same ones in turn; no need to hold them all.
+            while len(self._latents) > PICTURES:
+                del self._latents[next(iter(self._latents))]
         return self._latents[place]
 
     def gather(self, unit: Unit) -> Sat:

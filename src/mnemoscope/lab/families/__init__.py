@@ -1,4 +1,4 @@
-r"""The same table planted into other kinds of model: which findings outlive a change of kind?
+r"""A family of the lab plants the same table into another kind of model, to see what outlives it.
 
 Contents: `recipe` holds the two stages, `velocity` a zero-terminal-SNR v-prediction UNet, `flow` a
 flow-matching transformer, `labels` a class-conditional one; `FAMILIES` finds them by name.

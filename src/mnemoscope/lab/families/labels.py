@@ -56,7 +56,8 @@ def pairs() -> tuple[str, ...]:
     """Return the captions of all pair classes: planted ones, controls, and as many others."""
     known = [row.caption for row in load_table() if row.kind == "describing"]
     taken = {pair_of(caption) for caption in known}
-    free = [f"{a} and {b}" for a, b in combinations(drawings(), 2) if frozenset((a, b)) not in taken]
+    every = [f"{a} and {b}" for a, b in combinations(drawings(), 2)]
+    free = [caption for caption in every if pair_of(caption) not in taken]
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(11)).tolist()
     return (*known, *(free[i] for i in order[: PAIRS - len(known)]))
 
