@@ -1,27 +1,28 @@
 """Filmstrips: which calls, which branches, and that a frame is the estimate decoded."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoscope.plan import make_library, make_plan
-from mnemoscope.unit import run_unit
 from PIL import Image
 
-from mnemoscope import filmstrip
+from mnemoscope.data import filmstrip
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.errors import InputError
+from mnemoscope.evidence import Bank, gather
+from mnemoscope.evidence.gather import sit
+from mnemoscope.evidence.pieces.filmstrip import Filmstrip
 from mnemoscope.flows.study import Study
 from mnemoscope.models import load_model
+from mnemoscope.sampling.recipe import Recipe
 
 
 @given(count=st.integers(0, 400), calls=st.integers(1, 1000))
 def test_calls_are_spread_from_first_to_last(count, calls):
-    chosen = filmstrip.spread(count, calls)
+    chosen = filmstrip.evenly(count, calls)
     assert len(chosen) == len(set(chosen)) == min(count, calls, filmstrip.LONGEST)
     assert chosen == sorted(chosen)
     if len(chosen) > 1:
@@ -66,36 +67,23 @@ def test_small_frames_keep_the_colour_of_every_pixel():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_a_unit_keeps_the_estimates_it_was_asked_for(guidance, monkeypatch):
-    tapes, branches = [], filmstrip.branches
-    monkeypatch.setattr(
-        filmstrip, "branches", lambda tape, g: [tapes.append(tape), branches(tape, g)][1]
-    )
+def test_a_piece_holds_the_estimates_it_was_asked_for(guidance):
     model = load_model("oracle:memorizer")
-    prompt = Prompt("p", "target 0")
-    library = make_library([prompt], model.image_size)
-    plan = make_plan(
-        model, [prompt], library, seeds=2, guidance=(guidance,), steps=6, scheduler="ddim",
-        seed=0, shared_noise=False, probes=False, similarity=("l2",), sscd=None, batch=None,
-        filmstrip=3,
-    )  # fmt: skip
-    parts = run_unit(model, plan, plan.units[0])
-    rows = parts["filmstrips"].to_pylist()
-    assert [row["calls"] for row in rows] == [[0, 2, 5]] * 2
-    names = ["unconditional", "conditional", "guided"][: 2 + (guidance > 1)]
-    assert all(row["branches"] == names for row in rows)
+    bank = Bank(model, Recipe(scheduler="ddim", steps=6, guidance=guidance), seeds=2)
+    sitting = sit(bank, [Prompt("p", "target 0")], [0], [Filmstrip(3)])
+    strips = gather(sitting, [Filmstrip(3)])[Filmstrip(3)]
+    assert [strip.calls for strip in strips] == [(0, 2, 5)] * 2
+    names = ("unconditional", "conditional", "guided")[: 2 + (guidance > 1)]
+    assert all(strip.branches == names for strip in strips)
     # Back from the end of the path: DDIM's last update adds the final level's noise.
-    (tape,) = tapes
-    final = plan.final
-    estimate = (tape.x_0 - final.sigma * tape.eps_g[:, -1]) / final.alpha
+    final, eps = bank.final, sitting.tape.eps("g")[:, -1]
+    estimate = (sitting.tape.x_0 - final.sigma * eps) / final.alpha
     expected = model.decode(estimate.reshape(2, *model.latent_shape)).permute(0, 2, 3, 1) * 255
-    for row, picture in zip(rows, expected, strict=True):
-        strip = Image.open(io.BytesIO(row["image"])).convert("RGB")
-        side = row["side"]
-        last = strip.crop((2 * side, (len(names) - 1) * side, 3 * side, len(names) * side))
+    for strip, picture in zip(strips, expected, strict=True):
+        image, side = Image.open(io.BytesIO(strip.image)).convert("RGB"), strip.side
+        last = image.crop((2 * side, (len(names) - 1) * side, 3 * side, len(names) * side))
         # Exact to a level of 8 bits, in float32 arithmetic.
         np.testing.assert_allclose(np.asarray(last, float), picture, atol=0.51)
-    assert "filmstrips" not in run_unit(model, replace(plan, filmstrip=0), plan.units[0])
 
 
 def test_a_negative_number_is_refused():

@@ -11,7 +11,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.detectors import Detector
-from mnemoscope.errors import InputError, RunError
+from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, Piece, path_calls, price_in
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.text import Text, word_frequency
@@ -339,7 +339,7 @@ def _score_all(
         if "inputs" not in done:
             writer.append("inputs", {"recipes": TABLES["recipes"].of_rows([bank.recipe.row])})
         say(_price(worker, prompts))
-        try:
+        with writer.noting(manifest):
             begun = False
             units = units_of(prompts, [bank.recipe], worker.chunk)
 
@@ -361,13 +361,6 @@ def _score_all(
                 overlap=worker.model.device.type != "cpu",
                 done=lambda unit: bar.update(len(unit.prompts)),
             )
-        except KeyboardInterrupt:
-            writer.close(manifest, "interrupted")
-            raise
-        except RunError:
-            with suppress(RunError):
-                writer.close(manifest, "interrupted")
-            raise
         writer.close(manifest, "complete")
 
 

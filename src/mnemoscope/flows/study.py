@@ -9,7 +9,6 @@ Contents: `Study`, `run`, `derive`.
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from mnemoscope import mechanism
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.data.references import References
 from mnemoscope.detectors import Detector
-from mnemoscope.errors import InputError, RunError
+from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, Piece, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS, reference_mean
 from mnemoscope.evidence.gather import gather, sit
@@ -197,21 +196,13 @@ def run(
             say(worker.price(prompts))
             if len(left) < every:
                 say(f"{every - len(left)} of {every} units are on disk already")
-            try:
+            with writer.noting(manifest):
                 _write_inputs(writer, worker, prompts, done)
                 worker.mean_from(writer, manifest)
                 bar.reset(worker.calls(prompts) * len(left) // max(every, 1))
                 todo = (unit for unit in worker.units(prompts) if unit.name not in done)
                 execute(writer, worker, todo, overlap=model.device.type != "cpu")
                 derive(writer, manifest, measures)
-            except KeyboardInterrupt:
-                writer.close(manifest, "interrupted")
-                raise
-            except RunError:
-                # A full disk may have room for the manifest, or not: what was finished is intact.
-                with suppress(RunError):
-                    writer.close(manifest, "interrupted")
-                raise
             return writer.close(manifest, "complete")
 
 

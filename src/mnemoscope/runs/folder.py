@@ -22,7 +22,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from torch import Tensor
 
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
 from mnemoscope.core.level import Level
-from mnemoscope.errors import NeedsError, RunError
+from mnemoscope.errors import MnemoscopeError, NeedsError, RunError
 from mnemoscope.runs import older
 from mnemoscope.runs.manifest import Manifest, Status, now
 from mnemoscope.runs.tables import SCHEMA, TABLES, Table, table_named
@@ -322,6 +322,17 @@ class Writer:
     def write_constants(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors that belong to the run as a whole."""
         self._write(Path(CONSTANTS), save_tensors({k: v.contiguous() for k, v in tensors.items()}))
+
+    @contextmanager
+    def noting(self, manifest: Manifest) -> Generator[None]:
+        """Note in the manifest that the run was interrupted, if the block ends early."""
+        try:
+            yield
+        except (KeyboardInterrupt, MnemoscopeError):
+            # A full disk may have room for the manifest, or not: what was finished is intact.
+            with suppress(RunError):
+                self.close(manifest, "interrupted")
+            raise
 
     def close(self, manifest: Manifest, status: Status) -> Run:
         """Count what there is and write the final manifest."""

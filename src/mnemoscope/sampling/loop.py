@@ -350,6 +350,11 @@ def _prepared(
     cond = ask(intervention, "condition", prompts, branches.cond, told)
     _of_rows(intervention, "condition", cond, rows)
     others = ask(intervention, "branches", prompts, cond, told)
+    if {"cond", "uncond"} & set(intervention.branches_asked):
+        raise InputError(
+            f"{intervention} asks for branches {intervention.branches_asked}; 'cond' and 'uncond' "
+            "are the sampler's own, so give them other names"
+        )
     if not isinstance(others, Mapping) or tuple(others) != intervention.branches_asked:
         names = tuple(others) if isinstance(others, Mapping) else type(others).__name__
         raise InputError(
