@@ -46,9 +46,10 @@ def test_the_recipe_of_the_shipped_model_is_what_it_was() -> None:
 
 def test_faithful_batches_keep_the_captions_of_planted_pictures() -> None:
     own = {row.caption for row in load_table()}
+    batches = _batches(FAITHFUL)
     empty = phrases = 0
     for step in range(100):
-        _, captions, _ = _batches(FAITHFUL).of(step)
+        _, captions, _ = batches.of(step)
         assert set(captions[8:]) <= own
         empty += captions[:8].count("")
         phrases += sum(c.startswith("the ") for c in captions[:8])
