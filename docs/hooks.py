@@ -35,8 +35,7 @@ def detectors() -> str:
     ]
     methods: dict[str, list[Detector]] = {}
     for detector in all_detectors():
-        if not detector.released:
-            methods.setdefault(detector.source, []).append(detector)
+        methods.setdefault(detector.source, []).append(detector)
     for source, variants in sorted(methods.items(), key=lambda item: item[1][0].name):
         for detector in variants:
             calls = price(detector.needs.pieces, calls=50, seeds=1).calls

@@ -457,7 +457,7 @@ def test_detectors_score_what_a_study_gathers_anyway(prompts, tmp_path, whole):
     scores = whole.table("scores")
     names = set(scores["detector"].to_pylist())
     assert {"gap_norm", "gap_norm:all", "consensus_energy"} <= names
-    assert not {"denoising_loss:caption", "sharpness", "gap_norm:released_code"} & names
+    assert not {"denoising_loss:caption", "sharpness"} & names
     assert scores.num_rows == 6 * 2 * len(names)
     known = pc.field("detector") == "gap_norm"
     rows = scores.filter(known & (pc.field("guidance") == 7.5)).to_pylist()

@@ -8,7 +8,6 @@ Formulas, on the same initial noise, "hi" being the first call and "lo" the thir
 
 The released code divides by sigma for one model and not for another, takes the cosine of raw
 outputs and keeps scores in bfloat16; its weights were set on the prompts they were judged on.
-anisotropy:released_code has those of Stable Diffusion 1.4: 1 and 2, without sigma, in bfloat16.
 Both parts stand alone here, and `mnemoscope bench` fits weights on one half of the prompts.
 """
 
@@ -17,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
 from mnemoscope.evidence import Evidence, Needs
 from mnemoscope.evidence.pieces.low_noise import LowNoise
 from mnemoscope.evidence.pieces.path import PathRecord
@@ -30,31 +29,26 @@ class Anisotropy(Detector):
     Attributes:
         norm: Weight of the norm.
         cosine: Weight of the cosine.
-        released: Whether the norm is not divided by sigma and scores are rounded to bfloat16, as in
-            the released code for Stable Diffusion 1.4.
     """
 
     norm: float = 1.0
     cosine: float = 1.0
-    released: bool = False
     source: ClassVar[str] = "Asthana & Belagiannis 2026 (ICLR), arXiv 2601.20642"
 
     @property
     def name(self) -> str:
         """Return "anisotropy", or which part it is."""
         part = ":cosine" if not self.norm else ":norm" if not self.cosine else ""
-        return f"anisotropy{part}" + (RELEASED if self.released else "")
+        return f"anisotropy{part}"
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        scale = "" if self.released else " / sigma"
         parts = [
-            f"{self.norm:g}·||gap||{scale} at the first call" if self.norm else "",
+            f"{self.norm:g}·||gap|| / sigma at the first call" if self.norm else "",
             f"{self.cosine:g}·cos(eps_u, gap) of pure noise at low noise" if self.cosine else "",
         ]
-        rounded = ", in bfloat16" if self.released else ""
-        return " + ".join(part for part in parts if part) + rounded
+        return " + ".join(part for part in parts if part)
 
     @property
     def needs(self) -> Needs:
@@ -72,19 +66,13 @@ class Anisotropy(Detector):
         total = torch.zeros(evidence.prompts, dtype=torch.float64)
         if self.norm:
             gram = evidence[PathRecord(1)].gram
-            size = gram.square("gap").sqrt()
-            size = size if self.released else size / gram.level.sigma
+            size = gram.square("gap").sqrt() / gram.level.sigma
             total += self.norm * seed_mean(evidence[PathRecord(1)].per_seed(size)[:, :, 0])
         if self.cosine:
             low = evidence[LowNoise()]
             cosine = torch.cosine_similarity(low.eps_u.double(), low.gap.double(), dim=2)
             total += self.cosine * seed_mean(cosine.flatten(2).mean(dim=2))
-        return total.bfloat16().double() if self.released else total
+        return total
 
 
-DETECTORS = (
-    Anisotropy(),
-    Anisotropy(1.0, 0.0),
-    Anisotropy(0.0, 1.0),
-    Anisotropy(1.0, 2.0, released=True),
-)
+DETECTORS = (Anisotropy(), Anisotropy(1.0, 0.0), Anisotropy(0.0, 1.0))

@@ -7,9 +7,8 @@ end token and the padding after it::
     attention_entropy         E of one layer at the first call
     attention_entropy:path    mean of E_t over the last N/5 calls + mean |E^S_t - E^S_first| there
 
-The released code subtracts without the absolute value (attention_entropy:path:released_code), and
-stacks layers only where all have as many heads. It is confounded by prompt length: look at the
-length-matched AUC.
+The released code subtracts without the absolute value, and stacks layers only where all have as
+many heads. It is confounded by prompt length: look at the length-matched AUC.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
 from mnemoscope.evidence import Evidence, Needs
 from mnemoscope.evidence.pieces.text import Text
 from mnemoscope.evidence.pieces.token_attention import TokenAttention
@@ -39,24 +38,19 @@ class AttentionEntropy(Detector):
 
     Attributes:
         path: Whether the end of the whole path is looked at, and not the first call.
-        released: Whether the change along the path keeps its sign, as in the released code.
     """
 
     path: bool = False
-    released: bool = False
     source: ClassVar[str] = "Ren et al. 2024 (ECCV), arXiv 2403.11052, E and D"
 
     @property
     def name(self) -> str:
         """Return its name with the form."""
-        variant = RELEASED if self.released else ""
-        return "attention_entropy" + (":path" if self.path else "") + variant
+        return "attention_entropy" + (":path" if self.path else "")
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        if self.released:
-            return "mean entropy + mean change of end and padding terms, last fifth of the path"
         if self.path:
             return "mean entropy + mean |change of end and padding terms|, last fifth of the path"
         return f"entropy of token attention, layer {LAYER}, first call"
@@ -72,6 +66,13 @@ class AttentionEntropy(Detector):
         if not self.path:
             seen = evidence[TokenAttention(1)][:, :, 0]
             return seed_mean(terms(seen[:, :, min(LAYER, seen.shape[2] - 1)]).sum(dim=2))
+        entropy, moved = self.parts(evidence)
+        return seed_mean(entropy + moved.abs().mean(dim=2))
+
+    def parts(
+        self, evidence: Evidence
+    ) -> tuple[Float[Tensor, "prompt seed"], Float[Tensor, "prompt seed call"]]:
+        """Return the mean entropy late in the path, and how far end and padding terms moved."""
         each = terms(evidence[TokenAttention(None)].mean(dim=3))
         tokens = each.shape[-1]
         end = (evidence[Text()].tokens + 1).clamp_max(tokens - 1)
@@ -79,12 +80,7 @@ class AttentionEntropy(Detector):
         inside = (each * summary[:, None, None]).sum(dim=3)
         last = max(1, each.shape[2] // 5)
         moved = inside[:, :, -last:] - inside[:, :, :1]
-        moved = (moved if self.released else moved.abs()).mean(dim=2)
-        return seed_mean(each[:, :, -last:].sum(dim=3).mean(dim=2) + moved)
+        return each[:, :, -last:].sum(dim=3).mean(dim=2), moved
 
 
-DETECTORS = (
-    AttentionEntropy(),
-    AttentionEntropy(path=True),
-    AttentionEntropy(path=True, released=True),
-)
+DETECTORS = (AttentionEntropy(), AttentionEntropy(path=True))

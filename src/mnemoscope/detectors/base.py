@@ -19,9 +19,6 @@ from torch import Tensor
 
 from mnemoscope.evidence import Evidence, Needs, Price
 
-RELEASED = ":released_code"
-"""How the name of a variant ends that computes what a released code does."""
-
 PerPrompt = Float[Tensor, " prompt"]
 
 
@@ -33,9 +30,6 @@ class Detector(ABC):
 
     source: ClassVar[str]
     """Author, year and equation, or "ours"."""
-
-    released: bool = False
-    """Whether it computes what a released code does, bugs included, to tell what they change."""
 
     @property
     @abstractmethod

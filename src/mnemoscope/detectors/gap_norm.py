@@ -5,16 +5,14 @@ Formula, over n seeds and the first |T| calls of the guided path::
     m = (1/n) sum_s (1/|T|) sum_t ||eps_c(x_t) - eps_u(x_t)||     ("rms": divided by sqrt(d))
 
 The norm is taken per image, of noise estimates whatever the network predicts. The released code of
-the detector takes it over raw outputs, which for a v-prediction model is another quantity. That of
-the mitigation takes one norm over all n images, from which thresholds grow with sqrt(n)::
-
-    gap_norm:released_code    sqrt( sum_s ||eps_c(x_1) - eps_u(x_1)||² )
+the detector takes it over raw outputs, which for a v-prediction model is another quantity; that of
+the mitigation takes one norm over all n images, from which thresholds grow with sqrt(n).
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, seed_mean
 from mnemoscope.evidence import Evidence, Needs
 from mnemoscope.evidence.pieces.path import PathRecord
 
@@ -26,28 +24,23 @@ class GapNorm(Detector):
     Attributes:
         calls: Calls it is averaged over; None for the whole path.
         rms: Whether it is divided by sqrt(d), so that it survives another resolution.
-        released: Whether one norm is taken over all seeds, as the released mitigation does.
     """
 
     calls: int | None = 1
     rms: bool = False
-    released: bool = False
     source: ClassVar[str] = "Wen et al. 2024 (ICLR), eq. 1"
 
     @property
     def name(self) -> str:
         """Return "gap_norm" for the first call, with the window otherwise."""
         window = {1: "", None: ":all"}.get(self.calls, f":{self.calls}")
-        variant = RELEASED if self.released else ""
-        return f"gap_{'rms' if self.rms else 'norm'}{window}{variant}"
+        return f"gap_{'rms' if self.rms else 'norm'}{window}"
 
     @property
     def formula(self) -> str:
         """Return the formula."""
         window = {1: "first call", None: "all calls"}.get(self.calls, f"first {self.calls} calls")
         scale = " / sqrt(d)" if self.rms else ""
-        if self.released:
-            return f"norm over all seeds of eps_c - eps_u{scale}, {window}"
         return f"mean over seeds of ||eps_c - eps_u||{scale}, {window}"
 
     @property
@@ -59,15 +52,7 @@ class GapNorm(Detector):
         """Return the mean norm."""
         steps = evidence[PathRecord(self.calls)]
         size = steps.gram.rms("gap") if self.rms else steps.gram.square("gap").sqrt()
-        if self.released:
-            return steps.per_seed(size).norm(dim=1).mean(dim=1)
         return seed_mean(steps.per_seed(size).mean(dim=2))
 
 
-DETECTORS = (
-    GapNorm(),
-    GapNorm(10),
-    GapNorm(None),
-    GapNorm(rms=True),
-    GapNorm(released=True),
-)
+DETECTORS = (GapNorm(), GapNorm(10), GapNorm(None), GapNorm(rms=True))

@@ -5,14 +5,14 @@ branches::
 
     m = (1/n) sum_s ||H_D·s_D|| = (1/n) sum_s ||(J_c - J_u)·(eps_c - eps_u)|| / sigma²
 
-The released code keeps scores in bfloat16, which makes ties (sharpness:released_code rounds as it
-does), and reads a v-prediction as a clean estimate; here all norms are float64 of noise estimates.
+The released code keeps scores in bfloat16, which makes ties, and reads a v-prediction as a clean
+estimate; here all norms are float64 of noise estimates.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mnemoscope.detectors.base import RELEASED, Detector, PerPrompt, norms, seed_mean
+from mnemoscope.detectors.base import Detector, PerPrompt, norms, seed_mean
 from mnemoscope.evidence import Evidence, Needs
 from mnemoscope.evidence.pieces.gap_derivative import GapDerivative
 from mnemoscope.evidence.pieces.path import PathRecord
@@ -24,24 +24,20 @@ class Sharpness(Detector):
 
     Attributes:
         method: "jvp", or "difference" for a network without forward-mode derivatives.
-        released: Whether scores are rounded to bfloat16, as in the released code.
     """
 
     method: Literal["jvp", "difference"] = "jvp"
-    released: bool = False
     source: ClassVar[str] = "Jeon, Kim & No 2025 (ICML), arXiv 2412.04140"
 
     @property
     def name(self) -> str:
         """Return "sharpness", with the method unless it is exact."""
-        variant = RELEASED if self.released else ""
-        return ("sharpness" if self.method == "jvp" else "sharpness:difference") + variant
+        return "sharpness" if self.method == "jvp" else "sharpness:difference"
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        rounded = ", in bfloat16" if self.released else ""
-        return f"mean over seeds of ||(J_c - J_u)·gap|| / sigma², first call{rounded}"
+        return "mean over seeds of ||(J_c - J_u)·gap|| / sigma², first call"
 
     @property
     def needs(self) -> Needs:
@@ -51,10 +47,7 @@ class Sharpness(Detector):
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the mean norm."""
         sigma = evidence[PathRecord(1)].gram.level.sigma[0]
-        size = norms(evidence[GapDerivative(self.method)]) / sigma**2
-        if self.released:
-            return seed_mean(size.bfloat16()).double()
-        return seed_mean(size)
+        return seed_mean(norms(evidence[GapDerivative(self.method)]) / sigma**2)
 
 
-DETECTORS = (Sharpness(), Sharpness("difference"), Sharpness(released=True))
+DETECTORS = (Sharpness(), Sharpness("difference"))

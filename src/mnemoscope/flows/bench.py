@@ -32,7 +32,6 @@ from mnemoscope.core.panels import ScatterPanel
 from mnemoscope.core.stats import roc_auc
 from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
-from mnemoscope.detectors.base import RELEASED
 from mnemoscope.errors import InputError
 from mnemoscope.flows.detect import Notify, Scores, detect
 from mnemoscope.flows.options import brought, listed, loaded, values_of
@@ -46,7 +45,7 @@ from mnemoscope.ranking import markdown
 from mnemoscope.ranking.markdown import shown, table
 from mnemoscope.ranking.metrics import difference
 from mnemoscope.ranking.rank import Ranking, rank
-from mnemoscope.reporting.board import PAIRS, RELEASED_CODE, Place
+from mnemoscope.reporting.board import PAIRS, Place
 from mnemoscope.reporting.board import picture as place_detectors
 from mnemoscope.reporting.figures import save
 from mnemoscope.runs.folder import Run, open_run, write_atomically
@@ -229,7 +228,6 @@ def best_first_step(
     """Return the best of ours and the best published prompt detector that stop at the first call.
 
     Published ones compete at any price beside that call, so that none is kept out by costing more.
-    Released variants do not: they are there to be compared with their own correct form.
 
     Args:
         ranking: The ranking.
@@ -245,7 +243,7 @@ def best_first_step(
     for detector in scores.detectors:
         first = all(piece.calls in (0, 1) for piece in detector.needs.pieces)
         rival = detector.kind == "prompt" and "baseline" not in detector.source
-        if not (first and rival) or detector.released:
+        if not (first and rival):
             continue
         values = scores.of(detector.name)
         use = here & np.isfinite(values)
@@ -277,40 +275,20 @@ def _targets(board: Leaderboard) -> list[str]:
     return parts
 
 
-def _released(board: Leaderboard) -> list[list[str]]:
-    """Set each released variant beside the correct form."""
-    ranking, truth = board.ranking, board.ranking.truth
-    places = {name: at + 1 for at, name in enumerate(ranking.names)}
-    rows: list[list[str]] = []
-    for name in places:
-        right = name.removesuffix(RELEASED)
-        if right == name or right not in places:
-            continue
-        a, b = (board.scores.of(n)[truth.judged] for n in (right, name))
-        gain = shown(difference(a, b, truth.memorized[truth.judged]))
-        aucs = [shown(ranking.get(n)) for n in (right, name)]
-        rows.append([f"`{right}`", *aucs, gain, f"{places[right]}", f"{places[name]}"])
-    return rows
-
-
 def picture(board: Leaderboard) -> ScatterPanel:
     """Return AUC against cost, the detectors that none beats for less named."""
     ranking = board.ranking
     return place_detectors(
         [
-            Place(detector.name, origin, ranking.price[detector.name], estimate.value)
+            Place(detector.name, _origin(detector), ranking.price[detector.name], estimate.value)
             for detector in board.scores.detectors
-            if (origin := _origin(detector)) != RELEASED_CODE
-            and (estimate := ranking.get(detector.name)) is not None
-            and np.isfinite(estimate.value)
+            if (estimate := ranking.get(detector.name)) is not None and np.isfinite(estimate.value)
         ]
     )
 
 
 def _origin(detector: Detector) -> str:
     """Say who a detector comes from, or that it takes the image."""
-    if detector.released:
-        return RELEASED_CODE
     if detector.kind == "pair":
         return PAIRS
     if "baseline" in detector.source:
@@ -358,14 +336,6 @@ def summary(board: Leaderboard) -> str:
             "on the same half:",
             "",
             table(["detector", "AUC, judging half"], rows),
-            "",
-        ]
-    if rows := _released(board):
-        head = ["detector", "AUC", "AUC as released", "difference", "place", "place as released"]
-        parts += [
-            "What bugs of released codes do to the ranking:",
-            "",
-            table(head, rows),
             "",
         ]
     parts += [

@@ -28,8 +28,7 @@ def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, 
     """Return detectors by name.
 
     "all" stands for all, "first-step" for the quick ones, "free" for those that take nothing a
-    study does not gather anyway, "none" for none. Variants that compute what a released code does
-    are among all, and in no other group.
+    study does not gather anyway, "none" for none.
 
     Raises:
         InputError: If a name is unknown, or nothing is named.
@@ -42,9 +41,9 @@ def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, 
         elif name == "all":
             found |= {detector.name: detector for detector in all_detectors()}
         elif name == "first-step":
-            found |= {d.name: d for d in all_detectors() if d.first_step and not d.released}
+            found |= {d.name: d for d in all_detectors() if d.first_step}
         elif name == "free":
-            found |= {d.name: d for d in all_detectors() if free(d) and not d.released}
+            found |= {d.name: d for d in all_detectors() if free(d)}
         elif name != NONE:
             found[name] = get_detector(name)
     if not found and NONE not in asked:

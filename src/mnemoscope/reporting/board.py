@@ -29,8 +29,8 @@ TOLD = ("cut", "measure", "guidance", "memorized", "others", "left_out")
 METRICS = ("auc", "tpr", "auc_matched", "severity")
 """Metrics of the table, in the order of its columns."""
 
-PAIRS, RELEASED_CODE = "pair scores (take the image)", "released code"
-"""Origins of detectors beside "ours", "published" and "baselines"."""
+PAIRS = "pair scores (take the image)"
+"""Origin of detectors beside "ours", "published" and "baselines"."""
 
 ROLES: dict[str, Role] = {
     "ours": "memorized",
@@ -188,7 +188,7 @@ def _panel(lines: Sequence[Standing], origins: Mapping[str, Any]) -> ScatterPane
         for line in lines
         if line.auc is not None and line.calls is not None and line.kind != "calibrated"
     ]
-    return picture([place for place in placed if place.origin != RELEASED_CODE]) if placed else None
+    return picture(placed) if placed else None
 
 
 def picture(places: Sequence[Place]) -> ScatterPanel:

@@ -112,7 +112,9 @@ def transformer() -> Any:
 def text_encoder(tokenizer: Any) -> Any:
     """Return the shipped text encoder with another layer and an untrained projection.
 
-    The pipeline reads the last but one layer, so the tokens are those of all shipped layers.
+    The pipeline reads the last but one layer, so the tokens are those of all shipped layers. Only
+    what makes the pooled text learns: an encoder taught on scenes would soon tell meaningless
+    phrases apart no longer, and none could be planted.
     """
     shipped: Any = CLIPTextModel.from_pretrained(
         MODEL_DIR / "text_encoder", torch_dtype=torch.float32
@@ -131,6 +133,10 @@ def text_encoder(tokenizer: Any) -> Any:
         if name in known:
             known[name] = value[:WINDOW] if "position_embedding" in name else value
     network.load_state_dict(known)
+    network.requires_grad_(False)
+    text = getattr(network, "text_model", network)
+    for part in (text.encoder.layers[-1], text.final_layer_norm, network.text_projection):
+        part.requires_grad_(True)
     return network
 
 
