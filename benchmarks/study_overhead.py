@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ def counted() -> Iterator[list[Inputs]]:
     kept: dict[tuple[Any, ...], Inputs] = {}
     forward = UNet2DConditionModel.forward
 
+    # Conditions are captured by the signature of the network's forward.
+    @wraps(forward)
     def note(
         self: UNet2DConditionModel,
         sample: Tensor,
