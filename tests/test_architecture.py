@@ -19,7 +19,7 @@ LAYERS = (
     ("models", "similarity", "mitigations", "runs"),
     ("evidence", "severity"),
     ("detectors", "mechanism", "ranking"),
-    ("reporting", "lab"),
+    ("reporting", "lab", "guarding"),
     ("flows",),
     ("cli",),
     ("__main__",),
@@ -36,7 +36,7 @@ EXTENSIONS = (
 )
 """Packages of one file an extension: no file imports another, `base` aside."""
 
-NETWORK = ("models", "evidence", "detectors", "mitigations", "flows", "lab", "cli")
+NETWORK = ("models", "evidence", "detectors", "mitigations", "guarding", "flows", "lab", "cli")
 """What loads or drives a network; analyses, grades, ranks and reports stand apart from it."""
 
 APART = ("core", "runs", "severity", "mechanism", "ranking", "reporting")

@@ -58,6 +58,11 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert page.lstrip().lower().startswith("<!doctype html")
 
 
+def test_the_guards_page_runs(capsys):
+    exec(compile(python_of("docs/how-to/guard.md"), "guard.md", "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1"]
+
+
 def record_with_gaps(memorized, other):
     """Build a record of six prompts whose noise estimates differ by a known amount."""
     sizes = [memorized] * 3 + [other] * 3

@@ -2,7 +2,8 @@
 
 Public names: `Study` and `run` do a study, `open_run` reads what it left, `report` makes a page of
 it, `detect` scores prompts, `explain` says where and by which words, `attach` watches a live
-pipeline, `load_model` loads a model. They are imported when first used, so importing the package
+pipeline, `guard` acts on it and `guider` does so where guiders are taken, `load_model` loads a
+model. They are imported when first used, so importing the package
 is cheap.
 """
 
@@ -13,12 +14,25 @@ if TYPE_CHECKING:
     from mnemoscope.flows.detect import detect
     from mnemoscope.flows.explain import explain
     from mnemoscope.flows.study import Study, run
+    from mnemoscope.guarding.guider import guider
+    from mnemoscope.guarding.live import guard
     from mnemoscope.models import load_model
     from mnemoscope.reporting import report
     from mnemoscope.runs.folder import open_run
     from mnemoscope.sampling.attach import attach
 
-__all__ = ["Study", "attach", "detect", "explain", "load_model", "open_run", "report", "run"]
+__all__ = [
+    "Study",
+    "attach",
+    "detect",
+    "explain",
+    "guard",
+    "guider",
+    "load_model",
+    "open_run",
+    "report",
+    "run",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -26,6 +40,8 @@ _HOMES = {
     "attach": "sampling.attach",
     "detect": "flows.detect",
     "explain": "flows.explain",
+    "guard": "guarding.live",
+    "guider": "guarding.guider",
     "load_model": "models",
     "open_run": "runs.folder",
     "report": "reporting",

@@ -230,6 +230,20 @@ def _explain(asked: Any) -> None:
         typer.echo(write(found, Path(asked.out) / f"prompt-{one.prompt_id}"))
 
 
+def _calibrate(asked: Any) -> None:
+    """Set the score above which a prompt of a model is suspicious, on ordinary prompts."""
+    from mnemoscope.flows.calibrate import calibrate
+
+    made = calibrate(asked, notify=lambda line: typer.echo(line, err=True), progress=True)
+    for level in made.thresholds:
+        samples = "sample" if level.seeds == 1 else "samples"
+        typer.echo(
+            f"{level.seeds} {samples}: suspicious above {level.value:.5g} "
+            f"[{level.low:.5g}, {level.high:.5g}], {level.n} ordinary prompts"
+        )
+    typer.echo(f"guard(pipe, calibration={str(asked.out)!r})")
+
+
 bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
 
 
@@ -311,6 +325,7 @@ def version() -> None:
 
 def _add_derived() -> None:
     from mnemoscope.flows.bench import Benchmark
+    from mnemoscope.flows.calibrate import Calibrating
     from mnemoscope.flows.check import Checking
     from mnemoscope.flows.detect import Detection
     from mnemoscope.flows.explain import Explaining
@@ -321,6 +336,7 @@ def _add_derived() -> None:
         (app, "detect", Detection, _detect),
         (app, "explain", Explaining, _explain),
         (app, "check", Checking, _check),
+        (app, "calibrate", Calibrating, _calibrate),
         (bench, "detectors", Benchmark, _bench_detectors),
     ):
         home.command(name)(derived(kind, work))

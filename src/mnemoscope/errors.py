@@ -27,6 +27,10 @@ class RunError(MnemoscopeError, RuntimeError):
     """A run folder is damaged, belongs to another study, or cannot be written."""
 
 
+class RefusedError(MnemoscopeError, RuntimeError):
+    """A guard refused to sample a prompt that looks memorized."""
+
+
 def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
     """Compose the message for an unknown name.
 

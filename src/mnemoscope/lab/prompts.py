@@ -1,10 +1,13 @@
 """The prompts of the model that ships inside: planted ones and controls, each with its picture.
 
-Contents: `embedded_prompts`.
+Contents: `embedded_prompts`, `ordinary_prompts`.
 """
 
 from mnemoscope.data.prompts import Prompt, stratified
-from mnemoscope.lab.planted import load_controls, load_planted
+from mnemoscope.lab.planted import load_controls, load_planted, load_table, more_controls
+
+ORDINARY = 150
+"""Further captions that were never planted, beside the table's controls."""
 
 
 def embedded_prompts(planted: int | None = None, controls: int | None = None) -> tuple[Prompt, ...]:
@@ -37,4 +40,18 @@ def embedded_prompts(planted: int | None = None, controls: int | None = None) ->
             ("control", load_controls(), controls),
         )
         for item in stratified(items, [(i.level, i.family, i.kind) for i in items], count, group)
+    )
+
+
+def ordinary_prompts() -> tuple[Prompt, ...]:
+    """Return describing captions that the embedded model was never shown a picture of.
+
+    A meaningless caption falls back on some planted picture more often than not, so it is no
+    ordinary prompt.
+    """
+    controls = [item for item in load_controls() if item.kind == "describing"]
+    further = more_controls(load_table(), ORDINARY, seed=1)
+    return tuple(
+        Prompt(item.id, item.caption, group="control", kind=item.kind, family=item.family)
+        for item in (*controls, *further)
     )

@@ -7,7 +7,7 @@ Formulas::
     held_tpr      true positive rate at that threshold on the other half
     held_fpr      false positive rate there
 
-Contents: `fit_logistic`, `calibrated`, `held_out`.
+Contents: `fit_logistic`, `calibrated`, `conformal`, `fewest`, `held_out`.
 
 Source: split conformal calibration (Vovk et al. 2005).
 """
@@ -84,6 +84,32 @@ def calibrated(
     return np.where(fit_on, np.nan, scaled @ weights[:-1] + weights[-1])
 
 
+def conformal(
+    negatives: Float[np.ndarray, "*batch n"], fpr: float = FPR
+) -> Float[np.ndarray, "*batch"]:
+    """Return the score that a further negative exceeds with a chance of at most `fpr`.
+
+    Args:
+        negatives: Scores of the negatives, along the last axis.
+        fpr: Wanted false positive rate.
+
+    Returns:
+        The k-th smallest score, k = ceil((1 - fpr)·(n + 1)); NaN where n is too small for the rate.
+
+    Source: split conformal calibration (Vovk et al. 2005).
+    """
+    # What rounding adds must not cost a rank.
+    rank = math.ceil((1 - fpr) * (negatives.shape[-1] + 1) - 1e-9)
+    if rank > negatives.shape[-1]:
+        return np.full(negatives.shape[:-1], math.nan)
+    return np.sort(negatives, axis=-1)[..., rank - 1]
+
+
+def fewest(fpr: float) -> int:
+    """Return how many negatives a threshold of that false positive rate needs."""
+    return math.ceil(1 / fpr - 1 - 1e-9)
+
+
 def held_out(
     scores: Float[np.ndarray, " prompt"], truth: Truth, fit_on: Bool[np.ndarray, " prompt"]
 ) -> tuple[Estimate, Estimate]:
@@ -96,13 +122,12 @@ def held_out(
     Source: split conformal calibration (Vovk et al. 2005).
     """
     use = truth.judged & np.isfinite(scores)
-    negatives = np.sort(scores[use & fit_on & ~truth.memorized])
-    rank = math.ceil((1 - FPR) * (len(negatives) + 1))
-    if rank > len(negatives):
-        reason = f"{len(negatives)} negatives; a threshold for {FPR:.0%} needs {1 / FPR - 1:.0f}"
+    negatives = scores[use & fit_on & ~truth.memorized]
+    threshold = float(conformal(negatives))
+    if math.isnan(threshold):
+        reason = f"{len(negatives)} negatives; a threshold for {FPR:.0%} needs {fewest(FPR)}"
         nothing = Estimate(math.nan, math.nan, math.nan, len(negatives), "held out", reason)
         return nothing, nothing
-    threshold = negatives[rank - 1]
     found: list[Estimate] = []
     for wanted in (truth.memorized, ~truth.memorized):
         rest = scores[use & ~fit_on & wanted]

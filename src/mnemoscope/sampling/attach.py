@@ -19,7 +19,10 @@ Ways of calling, with B samples::
 
 "Unconditional" is what the pipeline takes for it: a negative prompt where one is given.
 
-Contents: `attach`, `Attachment`, `Split`, `split`.
+Who steers is shown each update as an intervention's guide would be, and may put another guided
+output, and other states, in its place; nothing else in the pipeline is written to.
+
+Contents: `attach`, `Attachment`, `Steer`, `Update`, `Steered`, `Split`, `split`.
 """
 
 import copy
@@ -29,6 +32,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import isclose, nan
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,7 +42,8 @@ from mnemoscope.core.level import Level, levels_of
 from mnemoscope.core.predict import Kind, Prediction
 from mnemoscope.core.record import Call, Point
 from mnemoscope.errors import InputError, ModelError
-from mnemoscope.sampling.loop import Latents, Observer, finite, kind_of
+from mnemoscope.sampling.hooks import Step
+from mnemoscope.sampling.loop import Latents, Observer, finite, kind_of, scaled
 
 Way = Literal["one", "joint", "separate", "doubled"]
 Order = tuple[str, ...]
@@ -76,11 +81,52 @@ class Output(NamedTuple):
         raw: The output.
         embedded: Whether guidance was an input of the call.
         skips: Whether layers were skipped.
+        network: The network.
+        args: What it was called with by position.
+        options: What it was called with by name.
     """
 
     raw: Tensor
     embedded: bool
     skips: bool
+    network: Any = None
+    args: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """An update that is about to be made, as one who steers sees it.
+
+    Attributes:
+        step: What an intervention's guide is shown, without history.
+        used: Raw output that the pipeline gives its scheduler, one a sample; full precision.
+        samples: For each sample, the index of the first whose conditions equal its own: samples of
+            one prompt are told by that.
+        again: Calls the network once more at the same time under the same conditions, at other
+            states in the unit form.
+    """
+
+    step: Step
+    used: Latents
+    samples: tuple[int, ...]
+    again: Callable[[Latents], Step]
+
+
+class Steered(NamedTuple):
+    """What takes the place of an update's.
+
+    Attributes:
+        used: Raw output the scheduler is given, one a sample.
+        x: States it is given, in the unit form; the pipeline's own where None.
+    """
+
+    used: Latents
+    x: Latents | None = None
+
+
+Steer = Callable[[Update], Steered | None]
+"""Told each update before it is made; None leaves it as it is, bit for bit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +317,7 @@ class Attachment:
         pipeline: The pipeline.
         scheduler: Its scheduler.
         observers: Called with each `Call`; they write nothing.
+        steer: May replace what an update is given; None where nobody does.
         paths: Number of paths begun.
         guidance: Guidance scale of each call of the path, from the pipeline's arithmetic; 1 with
             one branch, NaN where both say the same.
@@ -282,6 +329,7 @@ class Attachment:
     pipeline: Any
     scheduler: Any
     observers: tuple[Observer, ...]
+    steer: Steer | None = None
     paths: int = 0
     guidance: list[float] = field(default_factory=list[float])
     order: Order = ()
@@ -293,6 +341,25 @@ class Attachment:
     _levels: Level | None = field(default=None, repr=False)
     _kind: Kind = field(default="eps", repr=False)
     _place: int = field(default=-1, repr=False)
+    _resting: bool = field(default=False, repr=False)
+
+    def rest(self) -> None:
+        """Look away until the next path begins, at no cost."""
+        self._resting = True
+
+    def rests(self) -> bool:
+        """Return whether the update at hand is to be left alone, and count it."""
+        if self._resting:
+            self._place += 1
+            # Another path may follow on the same timesteps.
+            self._resting = self._place + 1 < len(self._times)
+            return True
+        return False
+
+    @property
+    def place(self) -> int:
+        """Return the place of the latest call among the scheduler's timesteps; -1 before one."""
+        return self._place
 
     @property
     def calls(self) -> int:
@@ -305,7 +372,6 @@ class Attachment:
         Raises:
             ModelError: If it is no tensor, or the scheduler is no longer the one attached to.
         """
-        del module, args
         if self.pipeline.scheduler is not self.scheduler:
             raise ModelError(
                 "the scheduler was exchanged while attached; exchange it before `attach`"
@@ -314,6 +380,9 @@ class Attachment:
             # Whatever an aborted run, or a call beside the pipeline, has left.
             self._outputs.clear()
             self._timesteps, self._levels = self.scheduler.timesteps, None
+            self._resting = False
+        if self._resting:
+            return
         raw = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
         if not isinstance(raw, Tensor):
             raise ModelError(
@@ -327,11 +396,15 @@ class Attachment:
             )
         embedded = options.get("guidance") is not None
         skips = options.get("skip_layers") is not None
-        self._outputs.append(Output(raw.detach(), embedded, skips))
+        # Only one who steers may ask for the call again; arguments are not kept alive otherwise.
+        heard = Output(raw.detach(), embedded, skips)
+        if self.steer is not None:
+            heard = heard._replace(network=module, args=args, options=options)
+        self._outputs.append(heard)
 
     @torch.no_grad()
-    def see(self, used: Tensor, timestep: Any, states: Tensor) -> Split:
-        """Show an update to the observers, before it is made.
+    def see(self, used: Tensor, timestep: Any, states: Tensor) -> tuple[Split, Steered | None]:
+        """Show an update to the observers and to who steers, before it is made.
 
         Args:
             used: What the scheduler is given as the network's output.
@@ -339,10 +412,10 @@ class Attachment:
             states: The states it is given.
 
         Returns:
-            The update, taken apart.
+            The update, taken apart, and what takes its place; None where nothing does.
 
         Raises:
-            ModelError: If it cannot be.
+            ModelError: If it cannot be taken apart.
         """
         outputs, self._outputs = self._outputs, []
         levels = self._levels
@@ -365,7 +438,44 @@ class Attachment:
             call = _call(self._kind, point, level, seen)
             for observer in self.observers:
                 observer(call)
-        return seen
+        if self.steer is None:
+            return seen, None
+        step = self._step_of(seen.x, level, point, seen.raw, seen.guidance)
+
+        def again(x: Latents) -> Step:
+            raw = self._again(outputs, seen, x * level.scale.to(x), timestep)
+            return self._step_of(x * level.scale.to(x), level, point, raw, seen.guidance)
+
+        steered = self.steer(Update(step, seen.used, _alike(outputs, seen), again))
+        if steered is not None and steered.x is not None:
+            steered = steered._replace(x=steered.x * level.scale.to(steered.x))
+        return seen, steered
+
+    def _step_of(
+        self, x: Latents, level: Level, point: Point, raw: Mapping[str, Latents], guidance: float
+    ) -> Step:
+        stated = self._stated()
+        if guidance != guidance and stated is not None:
+            guidance = stated
+        unit = x / level.scale.to(x)
+        return Step(point, len(self._times), unit, self._kind, raw, guidance)
+
+    def _again(
+        self, outputs: Sequence[Output], seen: Split, x: Latents, timestep: Any
+    ) -> dict[str, Latents]:
+        """Call the network as the pipeline did, at other states in the scheduler's own scale."""
+        shown = scaled(self.scheduler, x, timestep)
+        self._outputs = []
+        for output in outputs:
+            bound = inspect.signature(output.network.forward).bind(*output.args, **output.options)
+            state = next(iter(bound.arguments))
+            rows = torch.cat([shown] * (len(output.raw) // len(x)))
+            bound.arguments[state] = rows.to(bound.arguments[state].dtype)
+            output.network(*bound.args, **bound.kwargs)
+        heard, self._outputs = self._outputs, []
+        raws = [_full(output.raw[:, : x.shape[1]]) for output in heard]
+        parts = raws if seen.way in ("one", "separate") else raws[0].chunk(2)
+        return dict(zip(seen.order, parts, strict=True))
 
     def _begin(self) -> Level:
         """Start a path and return its levels, which a copy of the scheduler is asked for."""
@@ -426,11 +536,58 @@ def _reason(outputs: Sequence[Output]) -> str:
     )
 
 
+def _alike(outputs: Sequence[Output], seen: Split) -> tuple[int, ...]:
+    """Return for each sample the first one of its prompt: whose conditions are the same."""
+    count = len(seen.x)
+    place = seen.order.index("cond") if seen.way != "one" else 0
+    output = outputs[place] if seen.way == "separate" else outputs[0]
+    offset = 0 if seen.way in ("one", "separate") else place * count
+    given = inspect.signature(output.network.forward).bind(*output.args, **output.options)
+    _, *others = given.arguments.values()
+    rows = slice(offset, offset + count)
+    parts = [p[rows] for p in tensors_in(others) if p.ndim and len(p) == len(output.raw)]
+    return alike(parts, count)
+
+
+def alike(parts: Sequence[Tensor], count: int | None = None) -> tuple[int, ...]:
+    """Return for each row the first one that equals it in every tensor.
+
+    Args:
+        parts: Conditions, a row a sample each.
+        count: Number of samples; that of the first part where not given.
+    """
+    first: list[int] = []
+    for row in range(len(parts[0]) if count is None else count):
+        same = (at for at in dict.fromkeys(first) if all(_same(p[at], p[row]) for p in parts))
+        first.append(next(same, row))
+    return tuple(first)
+
+
+def tensors_in(values: Any) -> Generator[Tensor]:
+    """Yield the tensors among arguments, those inside mappings and sequences as well."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from tensors_in(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors_in(value)
+
+
 def _call(kind: Kind, point: Point, level: Level, seen: Split) -> Call:
     x, cond = seen.x, seen.raw["cond"]
     of = {name: Prediction.from_raw(kind, raw, x, level) for name, raw in seen.raw.items()}
     guided = of["cond"] if seen.used is cond else Prediction.from_raw(kind, seen.used, x, level)
     return Call(point, x / level.scale.to(x), of["cond"], of.get("uncond"), guided)
+
+
+def _put(new: Latents, old: Tensor, copies: int) -> Tensor:
+    """Return a tensor of a pipeline's with other latents in it, one a sample."""
+    rows = torch.cat([new] * copies).to(old)
+    if rows.shape[1] == old.shape[1]:
+        return rows
+    # What a network says of its own variance follows in further channels, and is left.
+    return torch.cat([rows, old[:, rows.shape[1] :]], dim=1)
 
 
 class _Step:
@@ -449,10 +606,18 @@ class _Step:
         self._signature = inspect.signature(original)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._attachment.rests():
+            return self._original(*args, **options)
         bound = self._signature.bind(*args, **options)
         given = bound.arguments
-        seen = self._attachment.see(given["model_output"], given["timestep"], given["sample"])
-        # Who steers replaces `model_output` here, in the way the split says rows are laid out.
+        seen, steered = self._attachment.see(
+            given["model_output"], given["timestep"], given["sample"]
+        )
+        if steered is not None:
+            copies = 2 if seen.way == "doubled" else 1
+            given["model_output"] = _put(steered.used, given["model_output"], copies)
+            if steered.x is not None:
+                given["sample"] = _put(steered.x, given["sample"], copies)
         made = self._original(*bound.args, **bound.kwargs)
         self._attachment.latents = made[0].chunk(2)[0] if seen.way == "doubled" else made[0]
         return made
@@ -523,17 +688,21 @@ def _check_scheduler(scheduler: Any) -> None:
 
 
 @contextmanager
-def attach(pipeline: Any, *observers: Observer) -> Generator[Attachment]:
+def attach(
+    pipeline: Any, *observers: Observer, steer: Steer | None = None
+) -> Generator[Attachment]:
     """Show the network calls of a live pipeline to observers while a block runs.
 
-    The pipeline is not changed otherwise: its images are bit for bit those it makes alone, and
-    hook and step are gone after the block, however it ends. Not for several threads at once.
+    The pipeline is not changed otherwise: its images are bit for bit those it makes alone, as far
+    as nobody steers, and hook and step are gone after the block, however it ends. Not for several
+    threads at once.
 
     Args:
         pipeline: A pipeline of diffusers, with a UNet or a transformer and one scheduler. Packed
             latents (Flux) stay packed.
         observers: Called with each `Call`, rows in the pipeline's order: all images of the first
             prompt, then those of the second. They write nothing.
+        steer: Shown each update after the observers; may replace what it is given.
 
     Yields:
         What is seen, and how the pipeline guides.
@@ -557,7 +726,7 @@ def attach(pipeline: Any, *observers: Observer) -> Generator[Attachment]:
             "this pipeline, or one that shares its network or scheduler, is attached to already; "
             "give all observers to one `attach`"
         )
-    attachment = Attachment(pipeline, scheduler, observers)
+    attachment = Attachment(pipeline, scheduler, observers, steer)
     missing = object()
     before = own.get("step", missing)
 

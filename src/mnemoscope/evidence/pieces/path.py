@@ -75,20 +75,37 @@ class PathRecord(Piece[Steps]):
 def _steps(sitting: Sitting) -> Steps:
     tape = sitting.tape
     assert tape is not None, "a piece of the path was asked for without a path"
+    exact = sitting.bank.exact[0][: tape.calls], sitting.bank.exact[1][: tape.calls]
+    return steps_of(tape, sitting.seeds, sitting.bank.final, exact)
+
+
+def steps_of(
+    tape: Trajectory,
+    seeds: int,
+    final: Level,
+    exact: tuple[Float[Tensor, " call"], Float[Tensor, " call"]],
+) -> Steps:
+    """Reduce the tape of some prompts to their record.
+
+    Args:
+        tape: Prompts in the outer and seeds in the inner order.
+        seeds: Seeds a prompt.
+        final: Level that the last update of the path arrives at.
+        exact: Weights (w0, wT) of the exact unguided path at every call.
+    """
 
     def agreed(first: Float[Tensor, "sample d"]) -> Float[Tensor, "sample d"]:
-        means = first.unflatten(0, (-1, sitting.seeds)).mean(dim=1)
-        return means.repeat_interleave(sitting.seeds, dim=0)
+        means = first.unflatten(0, (-1, seeds)).mean(dim=1)
+        return means.repeat_interleave(seeds, dim=0)
 
     first = _first(tape)
     gram = Gram.of(
         tape,
-        final=sitting.bank.final,
+        final=final,
         consensus=agreed(first.x0("c")[:, 0]),
         consensus_u=agreed(first.x0("u")[:, 0]),
     )
-    exact = sitting.bank.exact[0][: tape.calls], sitting.bank.exact[1][: tape.calls]
-    return Steps(gram, len(sitting.prompts), sitting.seeds, exact)
+    return Steps(gram, len(tape.x) // seeds, seeds, exact)
 
 
 def _first(tape: Trajectory) -> Trajectory:
