@@ -13,7 +13,14 @@ from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level
 from mnemoscope.core.panels import CurvePanel
-from mnemoscope.mechanism.base import Record, Samples, departures, exact_unguided, weights
+from mnemoscope.mechanism.base import (
+    Finding,
+    Record,
+    Samples,
+    departures,
+    exact_unguided,
+    weights,
+)
 from mnemoscope.sampling.exact import exact_path
 from tests.mechanism.synthetic import World, record, schedule, walk
 
@@ -63,11 +70,18 @@ def innocent() -> Record:
     return record({f"p{i}": 0.0 for i in range(12)}, groups)
 
 
-def verdicts(run: Record) -> dict[str, list[bool | None]]:
-    return {
-        name: [check.holds for check in finding.checks]
-        for name, finding in mechanism.analyse(run).items()
-    }
+@pytest.fixture(scope="module")
+def findings(memorizing: Record) -> dict[str, Finding]:
+    """Ask the first of them everything, once."""
+    return mechanism.analyse(memorizing)
+
+
+def verdicts(findings: dict[str, Finding]) -> dict[str, list[bool | None]]:
+    return {name: [check.holds for check in found.checks] for name, found in findings.items()}
+
+
+def finding_of(name: str, run: Record) -> Finding:
+    return type_of(name).analyse(run)
 
 
 def test_schedule_is_stable_diffusions() -> None:
@@ -125,7 +139,7 @@ def test_ddim_update_is_affine_in_the_guided_estimate() -> None:
 
 def test_k_at_the_first_call_is_near_g_when_x_is_fully_recovered() -> None:
     samples = alone(1.0, 7.5)
-    finding = mechanism.analyse(holding(samples))["overestimation"]
+    finding = finding_of("overestimation", holding(samples))
     curve = next(c for c in finding.curves if c.quantity == "k, c = mean")
     assert float(curve.median[0]) == pytest.approx(7.5, abs=0.5)
     bare = next(c for c in finding.curves if c.quantity == "k of the conditional, c = 0")
@@ -141,8 +155,8 @@ def test_d1_with_the_target_rises_with_what_leaks() -> None:
     assert d1[-1] > 10
 
 
-def test_a_memorizing_run_meets_the_expectations(memorizing: Record) -> None:
-    held = verdicts(memorizing)
+def test_a_memorizing_run_meets_the_expectations(findings: dict[str, Finding]) -> None:
+    held = verdicts(findings)
     assert held["loss"] == [True] * 6
     assert held["overestimation"][1:] == [True] * 4
     assert held["alignment"][0] is True
@@ -157,7 +171,7 @@ def test_a_memorizing_run_meets_the_expectations(memorizing: Record) -> None:
 def test_a_run_that_memorized_nothing_meets_none_of_the_claims_of_memorization(
     innocent: Record,
 ) -> None:
-    held = verdicts(innocent)
+    held = verdicts(mechanism.analyse(innocent))
     assert held["overestimation"][:2] == [False, False]
     assert held["alignment"][3] is False
     assert held["decomposition"][0] is False
@@ -252,10 +266,10 @@ def test_samples_that_are_not_finite_are_left_out(memorizing: Record) -> None:
     np.testing.assert_array_equal(w0.values, expected.values)
 
 
-def test_columns_fit_the_tables(memorizing: Record) -> None:
+def test_columns_fit_the_tables(findings: dict[str, Finding]) -> None:
     from mnemoscope.runs.tables import TABLES
 
-    laid = mechanism.columns(mechanism.analyse(memorizing))
+    laid = mechanism.columns(findings)
     for name, columns in laid.items():
         table = TABLES[name].of(columns)
         assert table.num_rows > 20
@@ -263,8 +277,8 @@ def test_columns_fit_the_tables(memorizing: Record) -> None:
     assert TABLES["statistics"].of(nothing["statistics"]).num_rows == 0
 
 
-def test_panels_are_drawable_data(memorizing: Record) -> None:
-    for finding in mechanism.analyse(memorizing).values():
+def test_panels_are_drawable_data(findings: dict[str, Finding]) -> None:
+    for finding in findings.values():
         assert finding.panels
         for panel in finding.panels:
             assert panel.title
@@ -279,7 +293,7 @@ def test_severity_explained_wholly_by_the_final_weight_leaves_nothing(memorizing
     states = memorizing.take().states()
     w0, _, _ = weights(memorizing, states, "target")
     circular = replace(memorizing, severity={7.5: w0.at(-1)})
-    finding = mechanism.analyse(circular)["deviation"]
+    finding = finding_of("deviation", circular)
     row = next(
         s
         for s in finding.statistics
@@ -291,14 +305,16 @@ def test_severity_explained_wholly_by_the_final_weight_leaves_nothing(memorizing
 
 def test_an_unguided_run_does_not_refute_claims_about_guidance(memorizing: Record) -> None:
     unguided = replace(memorizing, samples={("path", 1.0): memorizing.samples["path", 1.0]})
-    held = verdicts(unguided)
+    held = verdicts({name: finding_of(name, unguided) for name in ("loss", "decomposition")})
     assert held["loss"][1:3] == [None, None]
     assert held["decomposition"][:2] == [None, None]
     assert held["loss"][0] is True
 
 
-def test_a_row_says_which_reference_window_and_population_it_is_of(memorizing: Record) -> None:
-    rows = mechanism.analyse(memorizing)["deviation"].statistics
+def test_a_row_says_which_reference_window_and_population_it_is_of(
+    findings: dict[str, Finding],
+) -> None:
+    rows = findings["deviation"].statistics
     keys = {(r.name, r.reference, r.window, r.population) for r in rows}
     assert len(keys) == len(rows)
     # 3 quantities x 2 windows x 3 populations, x (3 kinds for the target + 2), and the final w0.
@@ -306,7 +322,9 @@ def test_a_row_says_which_reference_window_and_population_it_is_of(memorizing: R
     assert {r.n for r in rows if r.population == "memorized prompts"} == {8}
 
 
-def test_partial_correlation_is_given_the_final_weight(memorizing: Record) -> None:
+def test_partial_correlation_is_given_the_final_weight(
+    memorizing: Record, findings: dict[str, Finding]
+) -> None:
     states = memorizing.take().states()
     level = states.gram.level
     w0, wT, _ = weights(memorizing, states, "target")
@@ -321,7 +339,7 @@ def test_partial_correlation_is_given_the_final_weight(memorizing: Record) -> No
     expected = np.corrcoef(left(early), left(rated))[0, 1]
     row = next(
         s
-        for s in mechanism.analyse(memorizing)["deviation"].statistics
+        for s in findings["deviation"].statistics
         if s.name.startswith("partial r given the final w0 of D1 and")
         and s.window == "first 10 updates"
         and s.population == "all prompts"

@@ -1,20 +1,24 @@
 """Reading a run: groups are measured, probes are placed, null is NaN."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from mnemoscope import mechanism
 from mnemoscope.core.gram import Gram
-from mnemoscope.errors import NeedsError
-from mnemoscope.mechanism.base import Record
+from mnemoscope.errors import InputError, NeedsError
+from mnemoscope.mechanism.base import Record, Samples
+from mnemoscope.mitigations.guidance_interval import GuidanceInterval
+from mnemoscope.sampling.recipe import Recipe
 from tests.mechanism.synthetic import record
 from tests.views import view
 
+PLAIN = {g: Recipe(guidance=g) for g in (1.0, 7.5)}
 STRENGTHS = {"a": 0.8, "b": 0.0, "c": 0.0, "d": 0.0}
 
 
@@ -25,14 +29,27 @@ class FakeRun:
         self.source = source
         self.manifest = SimpleNamespace(options={"similarity": ["l2", "tiled_l2"]})
         self.exact = None if source.exact is None else (source.exact.w0, source.exact.wT)
+        self.ways = list(PLAIN.values())
+        self.others: dict[str, Samples] = {}
 
-    def table(self, name: str) -> pa.Table:
-        rows = getattr(self, f"_{name}")()
-        return view(name, rows)
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        return {recipe.key: recipe.row for recipe in self.ways}
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        rows = view(name, [self._keyed(row) for row in getattr(self, f"_{name}")()])
+        return rows if columns is None else rows.select(list(columns))
+
+    def _keyed(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"recipe": PLAIN[row["guidance"]].key} | row if "guidance" in row else row
 
     def gram(
-        self, law: str = "path", guidance: float | None = None
+        self, law: str = "path", guidance: float | None = None, recipe: str | None = None
     ) -> tuple[Gram, Mapping[str, Any]]:
+        assert (recipe is None) == (law != "path")
+        if recipe in self.others:
+            found = self.others[recipe]
+            return found.gram, {"prompt_id": found.prompts, "seed": found.seeds}
         found = self.source.samples.get((law, guidance))
         if found is None:
             raise NeedsError(f"the run holds no law {law!r}")
@@ -171,3 +188,68 @@ def test_a_run_without_probes_or_exact_path_is_read(source: Record) -> None:
     assert list(read.samples) == [("path", 7.5)]
     assert read.exact is None
     assert not read.convergence
+
+
+@pytest.fixture(scope="module")
+def other() -> Record:
+    return record({"a": 0.1, "b": 0.7, "c": 0.0, "d": 0.0}, {}, seeds=2)
+
+
+class Mixed(FakeRun):
+    """A run in which the same prompts were also sampled in another way at guidance 7.5."""
+
+    def __init__(self, source: Record, other: Record, **changed: Any) -> None:
+        super().__init__(source)
+        self.other = Recipe(guidance=7.5, **changed)
+        self.second = FakeRun(other)
+        self.ways.append(self.other)
+        self.others[self.other.key] = other.samples["path", 7.5]
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        rows = super().table(name)
+        if "recipe" in rows.column_names:
+            there = self.second.table(name)
+            there = there.filter(pc.equal(there["guidance"], 7.5))
+            key = pa.array([self.other.key] * there.num_rows, pa.string())
+            at = there.column_names.index("recipe")
+            rows = pa.concat_tables(
+                [rows, there.set_column(at, "recipe", key)], promote_options="permissive"
+            )
+        return rows if columns is None else rows.select(list(columns))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"scheduler": "ddpm"}, {"noise": "shared"}, {"intervention": GuidanceInterval()}, {"seed": 1}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_recipes_at_one_guidance_are_read_apart(
+    source: Record, other: Record, changed: dict[str, Any]
+) -> None:
+    run = Mixed(source, other, **changed)
+    with pytest.raises(InputError, match=f"{next(iter(changed))}.*apart"):
+        mechanism.read(run)
+    with pytest.raises(InputError, match="recipe"):
+        mechanism.read(run, recipe="g7.5-00000000")
+    plain, alone = mechanism.read(run, recipe=PLAIN[1.0].key), mechanism.read(FakeRun(source))
+    assert plain.guidances == (1.0, 7.5)
+    assert plain.groups == alone.groups
+    assert plain.severity == alone.severity
+    assert_same_samples(plain, alone)
+    assert set(plain.samples) == set(source.samples)
+    steered = mechanism.read(run, recipe=run.other.key)
+    assert steered.guidances == (7.5,)
+    assert steered.severity == {7.5: mechanism.read(FakeRun(other)).severity[7.5]}
+    wanted = other.samples["path", 7.5].gram.products
+    np.testing.assert_array_equal(steered.take().gram.products, wanted)
+    for name, table in other.convergence[7.5].values.items():
+        np.testing.assert_array_equal(steered.convergence[7.5].values[name], table)
+    # Probes were made once, at the first recipe, and so was the exact path.
+    assert set(steered.samples) == {("path", 7.5)}
+    assert (steered.exact is None) == ("scheduler" in changed)
+
+
+def assert_same_samples(one: Record, other: Record) -> None:
+    assert set(one.samples) == set(other.samples)
+    for key, samples in one.samples.items():
+        np.testing.assert_array_equal(samples.gram.products, other.samples[key].gram.products)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from mnemoscope.core.gram import NAMES, PAIRS
+from mnemoscope.data.images import thumbnail
 from mnemoscope.errors import NeedsError, RunError
+from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.runs import folder as module
 from mnemoscope.runs.folder import Writer, open_run
 from mnemoscope.runs.manifest import Manifest
@@ -20,6 +22,7 @@ from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.recipe import Recipe
 
 UNGUIDED, GUIDED = Recipe(guidance=1.0), Recipe(guidance=7.5)
+STEERED = Recipe(guidance=7.5, intervention=GuidanceInterval())
 
 
 def manifest(**changes):
@@ -287,6 +290,33 @@ def test_gram_comes_back_as_it_went(tmp_path):
         run.gram("forward")
     with pytest.raises(NeedsError, match=r"\[7\.5\]"):
         run.gram("path", 3.0)
+
+
+def test_a_recipe_is_named_where_a_guidance_scale_names_several(tmp_path):
+    rows, pictures = [], []
+    for value, recipe in enumerate((GUIDED, STEERED)):
+        key = {"prompt_id": "a", "seed": 0, "recipe": recipe.key}
+        told = {"law": "path", "call": 0, "alpha": 0.6, "sigma": 0.8}
+        rows.append(key | told | {f"{a}·{b}": float(value) for a, b in PAIRS})
+        picture = thumbnail(torch.full((3, 8, 8), float(value)))
+        told = {"status": "ok", "network_calls": 2, "seconds": 0.1, "image": picture}
+        pictures.append(key | told)
+    with Writer.open(tmp_path, manifest()) as writer:
+        recipes = [GUIDED.row, STEERED.row, UNGUIDED.row]
+        writer.append("inputs", {"recipes": TABLES["recipes"].of_rows(recipes)})
+        parts = {"gram": TABLES["gram"].of_rows(rows)}
+        writer.append("a", parts | {"samples": TABLES["samples"].of_rows(pictures)})
+    run = open_run(tmp_path)
+    for given in (("path", 7.5), ("path",)):
+        with pytest.raises(NeedsError, match=f"{GUIDED.key}|say which"):
+            run.gram(*given)
+    with pytest.raises(NeedsError, match=STEERED.key):
+        run.image("a", 0, 7.5)
+    for value, recipe in enumerate((GUIDED, STEERED)):
+        assert (run.gram(recipe=recipe.key)[0].products == value).all()
+        assert run.image("a", 0, recipe=recipe.key).getpixel((0, 0)) == (255 * value,) * 3
+    with pytest.raises(NeedsError, match=UNGUIDED.key):
+        run.gram("path", 1.0)
 
 
 def recipes_and_samples(folder):

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -194,6 +195,7 @@ class World:
                             "value": 1 - region.mean().sqrt().item(),
                         }
                     )
+        self.whole = []
         self.tables = {
             "prompts": prompts,
             "references": references,
@@ -201,8 +203,26 @@ class World:
             "similarities": similarities,
         }
 
-    def table(self, name: str) -> pa.Table:
-        return view(name, self.tables[name])
+    def table(self, name, columns=None) -> pa.Table:
+        self.whole.append(name if columns is None else (name, *columns))
+        return self._table(name, columns)
+
+    def _table(self, name, columns) -> pa.Table:
+        rows = view(name, self.tables[name])
+        return rows if columns is None else rows.select(list(columns))
+
+    def units(self, name):
+        """Cut a table of a prompt each; pictures of training images go two at a time."""
+        rows = self.tables[name]
+        if name == "references":
+            return {f"{at:02}": len(rows[at : at + 2]) for at in range(0, len(rows), 2)}
+        return dict(Counter(row["prompt_id"] for row in rows))
+
+    def part(self, name, unit, columns=None) -> pa.Table:
+        whole = self._table(name, columns)
+        if name == "references":
+            return whole.slice(int(unit), 2)
+        return whole.filter([row["prompt_id"] == unit for row in self.tables[name]])
 
 
 def test_a_run_is_assessed_from_its_tables():
@@ -268,6 +288,15 @@ def test_pictures_are_decoded_a_few_at_a_time(monkeypatch):
     monkeypatch.undo()
     for name, table in assess(World(), rate=1e-2).items():
         assert table.equals(blocks[name])
+
+
+def test_no_table_of_samples_is_read_whole():
+    world = World()
+    assess(world, rate=1e-2)
+    assert world.whole == [
+        ("prompts", "prompt_id", "family", "overfit_type"),
+        ("references", "reference_id", "prompt_ids", "masked"),
+    ]
 
 
 def test_an_empty_run():

@@ -1,12 +1,15 @@
 """Reading turns a run into the record that analyses are computed on; no model is loaded.
 
+A record speaks of guidance scales, so it is of recipes that are alike but for guidance; a run that
+holds others as well is read apart, one record a way of sampling.
+
 Groups, measured and never assumed, at the record's main guidance scale (see `severity.truth`): a
 prompt that is *memorized*; of the others those the prompt file calls *control*, and, with an image
 of their own, those *not memorized*. All else is *other*: prompts without a training image, and
 prompts of which it cannot be told, since there were too few samples or unrelated images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +18,7 @@ import torch
 
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level, log_snr
-from mnemoscope.errors import NeedsError
+from mnemoscope.errors import InputError, NeedsError, did_you_mean
 from mnemoscope.mechanism.base import (
     GROUPS,
     LAWS,
@@ -28,6 +31,12 @@ from mnemoscope.mechanism.base import (
     exact_unguided,
 )
 from mnemoscope.severity.truth import NOT_JUDGED, judge
+
+SAMPLER = ("scheduler", "steps", "eta")
+"""What of a recipe the exact path depends on."""
+
+VARIED = ("recipe", "guidance")
+"""In what recipes of one record may differ."""
 
 NOISELESS = 1e-3
 """Largest difference of a sampler's exact wT from sigma/sigma_T that is not injected noise."""
@@ -47,58 +56,103 @@ class Readable(Protocol):
         """Return weights (w0, wT) of the exact unguided predictor after every update, or None."""
         ...
 
-    def table(self, name: str) -> pa.Table:
-        """Return a whole table."""
+    @property
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the recipes by key, as rows of table `recipes`."""
+        ...
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a table, whole or in some columns."""
         ...
 
     def gram(
-        self, law: str = "path", guidance: float | None = None
+        self, law: str = "path", guidance: float | None = None, recipe: str | None = None
     ) -> tuple[Gram, Mapping[str, Any]]:
-        """Return the record of one law and guidance with its keys, prompt_id and seed."""
+        """Return the record of one law and recipe with its keys, prompt_id and seed."""
         ...
 
 
-def read(run: Readable) -> Record:
+def read(run: Readable, *, recipe: str | None = None) -> Record:
     """Collect what a run holds.
 
     Args:
         run: An open run.
+        recipe: Key of a recipe, to be read with those that differ from it in guidance alone; has
+            to be given where the run holds others as well.
 
     Returns:
         The record; what the run lacks is absent from it, and analyses say so.
 
+    Raises:
+        InputError: If the run holds no such recipe, or none is given and two differ in more than
+            guidance.
+
     Source: ours.
     """
     measure = str(run.manifest.options["similarity"][0])
-    scales = sorted(set(run.table("samples").column("guidance").to_pylist()))
+    recipes = _alike(run.recipes, recipe)
+    sampled = set(run.table("samples", ["recipe"])["recipe"].unique().to_pylist())
+    scales = {g: key for g, key in sorted(recipes.items()) if key in sampled}
     samples: dict[tuple[Law, float | None], Samples] = {}
-    for law in LAWS:
-        for g in scales if law == "path" else [None]:
-            found = _samples(run, law, g)
-            if found is not None:
-                samples[law, g] = found
-    main = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
+    for g, key in scales.items():
+        if (found := _samples(run, "path", g, key)) is not None:
+            samples["path", g] = found
+    first = next(iter(run.recipes.values()), {})
+    mine = next((run.recipes[key] for key in recipes.values()), {})
+    # Beside the path the network is called at the levels and the noise of the run's first recipe.
+    for law in LAWS[1:] if _way(mine) == _way(first) else ():
+        if (found := _samples(run, law)) is not None:
+            samples[law, None] = found
+    main = PATH_GUIDANCE if PATH_GUIDANCE in scales else max(scales, default=None)
     paths = [found for (law, _), found in samples.items() if law == "path"]
     path = paths[0].gram if paths else None
     if path is not None:
         for law in LAWS[1:]:
             if (law, None) in samples:
                 samples[law, None] = _placed(samples[law, None], path.level)
-    exact, stochastic = _exact(run, path)
+    sampler = all(mine.get(name) == first.get(name) for name in SAMPLER)
+    exact, stochastic = _exact(run, path) if sampler else (None, False)
     return Record(
         samples,
-        _groups(run, measure, main),
-        _severity(run, measure),
+        _groups(run, measure, None if main is None else scales[main]),
+        _severity(run, measure, recipes),
         measure,
-        _convergence(run),
+        _convergence(run, recipes),
         exact,
         stochastic,
     )
 
 
-def _samples(run: Readable, law: Law, guidance: float | None) -> Samples | None:
+def _alike(recipes: Mapping[str, Mapping[str, Any]], chosen: str | None) -> dict[float, str]:
+    """Return the keys, by guidance scale, of recipes that are alike but for guidance."""
+    if chosen is not None and chosen not in recipes:
+        raise InputError(did_you_mean(chosen, recipes, "recipe"))
+    ways: dict[tuple[Any, ...], dict[float, str]] = {}
+    for key, row in recipes.items():
+        ways.setdefault(_way(row), {})[row["guidance"]] = key
+    if chosen is not None:
+        return ways[_way(recipes[chosen])]
+    if len(ways) > 1:
+        one, other = (next(iter(keys.values())) for keys in list(ways.values())[:2])
+        apart = [name for name in recipes[one] if recipes[one][name] != recipes[other][name]]
+        apart = [name for name in apart if name not in ("recipe", "guidance")]
+        raise InputError(
+            f"the run holds {len(ways)} ways of sampling, which differ in more than guidance "
+            f"({one!r} and {other!r} in {', '.join(apart)}); read them apart: name a recipe"
+        )
+    return next(iter(ways.values()), {})
+
+
+def _way(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a recipe says apart from guidance."""
+    return tuple(sorted((name, str(value)) for name, value in recipe.items() if name not in VARIED))
+
+
+def _samples(
+    run: Readable, law: Law, guidance: float | None = None, recipe: str | None = None
+) -> Samples | None:
     try:
-        gram, keys = run.gram(law, guidance)
+        gram, keys = run.gram(law, guidance, recipe)
     except NeedsError:
         return None
     if not len(gram.products):
@@ -128,8 +182,8 @@ def _rows(table: pa.Table, **where: Any) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[name] == value for name, value in where.items())]
 
 
-def _groups(run: Readable, measure: str, guidance: float | None) -> dict[str, frozenset[str]]:
-    judged = judge(_rows(run.table("severity"), guidance=guidance), measure)
+def _groups(run: Readable, measure: str, recipe: str | None) -> dict[str, frozenset[str]]:
+    judged = judge(_rows(run.table("severity"), recipe=recipe), measure)
     groups: dict[str, set[str]] = {name: set() for name in GROUPS}
     for row in run.table("prompts").to_pylist():
         memorized = judged.get(row["prompt_id"], NOT_JUDGED).memorized
@@ -145,19 +199,24 @@ def _groups(run: Readable, measure: str, guidance: float | None) -> dict[str, fr
     return {name: frozenset(prompts) for name, prompts in groups.items()}
 
 
-def _severity(run: Readable, measure: str) -> dict[float, dict[str, float]]:
+def _severity(
+    run: Readable, measure: str, recipes: Mapping[float, str]
+) -> dict[float, dict[str, float]]:
+    rows = [row for row in _rows(run.table("severity"), measure=measure) if row["mean"] is not None]
     severity: dict[float, dict[str, float]] = {}
-    for row in _rows(run.table("severity"), measure=measure):
-        if row["mean"] is not None:
-            severity.setdefault(row["guidance"], {})[row["prompt_id"]] = row["mean"]
+    for g, key in recipes.items():
+        if here := {row["prompt_id"]: row["mean"] for row in rows if row["recipe"] == key}:
+            severity[g] = here
     return severity
 
 
-def _convergence(run: Readable) -> dict[float, Convergence]:
+def _convergence(run: Readable, recipes: Mapping[float, str]) -> dict[float, Convergence]:
     rows = [row for row in run.table("convergence").to_pylist() if row["seeds"] >= 2]
     spread: dict[float, Convergence] = {}
-    for g in sorted({row["guidance"] for row in rows}):
-        here = [row for row in rows if row["guidance"] == g]
+    for g, key in sorted(recipes.items()):
+        here = [row for row in rows if row["recipe"] == key]
+        if not here:
+            continue
         prompts = sorted({row["prompt_id"] for row in here})
         calls = sorted({row["call"] for row in here})
         level = {row["call"]: (row["alpha"], row["sigma"]) for row in here}

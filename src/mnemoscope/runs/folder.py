@@ -81,10 +81,25 @@ class Run:
 
     def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield a table part by part, as `table` shows it; memory holds one part at a time."""
-        table = table_named(name)
-        for unit, commit in self._with(name):
-            rows = self._viewed(self._part(table, unit, commit[name]))
-            yield rows if columns is None else rows.select(list(columns))
+        return (self.part(name, unit, columns) for unit in self.units(name))
+
+    def units(self, name: str) -> dict[str, int]:
+        """Return which units wrote a table, and how many rows each."""
+        table_named(name)
+        return {unit: commit[name]["rows"] for unit, commit in self._with(name)}
+
+    def part(self, name: str, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what one unit wrote of a table, as `table` shows it.
+
+        Raises:
+            RunError: If there is no such part, or it is damaged.
+        """
+        table, path = table_named(name), self.path / COMMITS / f"{unit}.json"
+        commit = _parse_commit(path) if path.is_file() else {}
+        if name not in commit:
+            raise RunError(f"unit {unit!r} of {str(self.path)!r} holds no table {name!r}")
+        rows = self._viewed(self._part(table, unit, commit[name]))
+        return rows if columns is None else rows.select(list(columns))
 
     def _with(self, name: str) -> list[tuple[str, dict[str, Any]]]:
         if name == "recipes" and self.manifest.schema_version < SCHEMA:
@@ -133,33 +148,50 @@ class Run:
         """Return what each finished unit wrote: SHA-256 and rows by table."""
         return dict(_commits(self.path))
 
+    def key(self, guidance: float | None = None) -> str:
+        """Return the key of the recipe of a guidance scale.
+
+        Args:
+            guidance: Guidance scale; may be left open where the run holds a single recipe.
+
+        Raises:
+            NeedsError: If there is no such recipe, or there are several.
+        """
+        held = {key: float(row["guidance"]) for key, row in self.recipes.items()}
+        found = [key for key, scale in held.items() if guidance is None or scale == guidance]
+        if len(found) == 1:
+            return found[0]
+        scales = sorted(set(held.values()))
+        if not found:
+            raise NeedsError(f"the run holds no guidance {guidance}; it holds {scales}")
+        if guidance is None and len(scales) > 1:
+            raise NeedsError(f"the run holds guidance {scales}; say which one")
+        raise NeedsError(f"the run holds {len(found)} recipes; name one of {sorted(found)}")
+
     def gram(
-        self, law: str = "path", guidance: float | None = None
+        self, law: str = "path", guidance: float | None = None, recipe: str | None = None
     ) -> tuple[Gram, dict[str, np.ndarray]]:
-        """Return the record of one input law and guidance scale.
+        """Return the record of one input law and recipe.
 
         Args:
             law: "path", "forward" or "noise".
-            guidance: Guidance scale; None for the probes, and for a path with a single scale.
+            guidance: Guidance scale; None for the probes, and for a path of a single recipe.
+            recipe: Key of the recipe of a path, where the run has several at this scale.
 
         Returns:
             The record, and `prompt_id` and `seed` of each sample.
 
         Raises:
-            NeedsError: If the run holds no such record, or the scale is left open.
+            NeedsError: If the run holds no such record, or the recipe is left open.
         """
-        rows = self._gram_rows
-        rows = _where(rows, law=law)
-        held = rows["guidance"].unique().to_pylist()
+        rows = _where(self._gram_rows, law=law)
         if law == "path":
-            guidance = held[0] if guidance is None and len(held) == 1 else guidance
-            if guidance is None and held:
-                raise NeedsError(f"the run holds guidance {sorted(held)}; say which one")
-            rows = _where(rows, guidance=guidance)
+            recipe = self.key(guidance) if recipe is None else recipe
+            rows = _where(rows, recipe=recipe)
         if not rows.num_rows:
             raise NeedsError(
-                f"the run holds no record of law {law!r} at guidance {guidance}; "
-                f"of this law it holds {sorted(held, key=str)}"
+                f"the run holds no record of law {law!r}"
+                + (f" of recipe {recipe!r}" if law == "path" else "")
             )
         calls = len(rows["call"].unique())
         samples = rows.num_rows // calls
@@ -205,17 +237,29 @@ class Run:
             return None
         return self.constants["w0"], self.constants["wT"]
 
-    def image(self, prompt_id: str, seed: int, guidance: float) -> Image.Image:
+    def image(
+        self, prompt_id: str, seed: int, guidance: float | None = None, recipe: str | None = None
+    ) -> Image.Image:
         """Return the picture of a sample.
 
+        Args:
+            prompt_id: The prompt.
+            seed: Index of the sample.
+            guidance: Guidance scale; may be left open where the run holds a single recipe.
+            recipe: Key of the recipe, where the run has several at this scale.
+
         Raises:
+            NeedsError: If the recipe is left open.
             RunError: If there is no such sample, or it has no picture.
         """
-        samples = self.table("samples")
-        found = _where(samples, prompt_id=prompt_id, seed=seed, guidance=guidance).to_pylist()
+        recipe = self.key(guidance) if recipe is None else recipe
+        wanted = {"prompt_id": prompt_id, "seed": seed, "recipe": recipe}
+        found = [
+            row for part in self.parts("samples") for row in _where(part, **wanted).to_pylist()
+        ]
         if not found or found[0]["image"] is None:
             why = found[0]["reason"] if found else "there is no such sample"
-            raise RunError(f"no picture of {prompt_id!r}, seed {seed}, guidance {guidance}: {why}")
+            raise RunError(f"no picture of {prompt_id!r}, seed {seed}, recipe {recipe!r}: {why}")
         return Image.open(io.BytesIO(found[0]["image"])).convert("RGB")
 
 

@@ -22,16 +22,19 @@ Source: Webster 2023 (grades); the threshold on pairs: ours.
 """
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float
 
-from mnemoscope.data.images import decode, decode_mask
+from mnemoscope.data.images import Pixels, decode, decode_mask
 from mnemoscope.errors import ModelError
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.severity.null import (
@@ -209,15 +212,31 @@ def severities(
 class Tables(Protocol):
     """Whatever gives the tables of a run by name."""
 
-    def table(self, name: str) -> pa.Table:
-        """Return one table."""
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one table, whole or in some columns."""
+        ...
+
+
+@runtime_checkable
+class Parted(Tables, Protocol):
+    """Whatever gives them part by part as well.
+
+    The samples of a prompt under one recipe, and their similarities, are written by one unit.
+    """
+
+    def units(self, name: str) -> Mapping[str, int]:
+        """Return which units wrote a table, and how many rows each."""
+        ...
+
+    def part(self, name: str, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what one unit wrote of a table."""
         ...
 
 
 def assess(
-    run: Tables, *, loaded: Mapping[str, Similarity] | None = None, rate: float = RATE
+    run: Parted, *, loaded: Mapping[str, Similarity] | None = None, rate: float = RATE
 ) -> dict[str, pa.Table]:
-    """Derive the tables of severity and of its nulls from a run.
+    """Derive the tables of severity and of its nulls from a run, a unit at a time.
 
     The nulls are fitted on the run's training images as they are stored, each cropped and resized
     like a sample. A measure whose network is not at hand has no null, so its thresholds are
@@ -231,17 +250,10 @@ def assess(
     Returns:
         Tables "severity" and "null"; the latter names the null of nearest images "MEASURE:nearest".
     """
-    samples = run.table("samples")
-    shown = next((decode(image.as_py()) for image in samples["image"] if image.is_valid), None)
-    keys = [name for name in (*KEYS, "status") if name in samples.column_names]
-    rows = samples.select(keys).to_pylist()
-    similarities = run.table("similarities").to_pylist()
-    references = run.table("references")
-    kin = _kin(references.drop_columns(["image"]).to_pylist(), run.table("prompts").to_pylist())
-    pictures = _Stored(references)
-
+    shown = _first_picture(run)
+    pictures, kin = _Stored(run), _kin(run)
     nulls: list[Null] = []
-    for measure in dict.fromkeys(row["measure"] for row in similarities):
+    for measure in _measures(run):
         nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
         try:
             similarity = (loaded or {}).get(measure) or get_similarity(measure)
@@ -253,26 +265,46 @@ def assess(
             continue
         size = shown.shape[1], shown.shape[2]
         nulls += measured_nulls(similarity, pictures, kin, size, measure=measure, rate=rate)
-    found = severities(rows, similarities, nulls)
+    compared = run.units("similarities")
+    graded = [TABLES["severity"].schema.empty_table()]
+    for unit in run.units("samples"):
+        samples = run.part("samples", unit, (*KEYS, "status")).to_pylist()
+        similar = run.part("similarities", unit).to_pylist() if unit in compared else []
+        found = severities(samples, similar, nulls)
+        graded.append(TABLES["severity"].of_rows([_row(vars(row), "severity") for row in found]))
     return {
-        "severity": TABLES["severity"].of_rows([_row(vars(row), "severity") for row in found]),
+        "severity": pa.concat_tables(graded),
         "null": TABLES["null"].of_rows([_row(_named(null), "null") for null in nulls]),
     }
 
 
+def _first_picture(run: Parted) -> Pixels | None:
+    for unit in run.units("samples"):
+        for image in run.part("samples", unit, ["image"])["image"]:
+            if image.is_valid:
+                return decode(image.as_py())
+    return None
+
+
+def _measures(run: Parted) -> list[str]:
+    parts = (run.part("similarities", unit, ["measure"]) for unit in run.units("similarities"))
+    return list(dict.fromkeys(name for part in parts for name in part["measure"].to_pylist()))
+
+
 KEYS = ("prompt_id", "seed", "recipe", "guidance")
-"""What names a sample; older runs have no recipe."""
+"""What names a sample, and its guidance scale."""
 
 
 class _Stored(Sequence[Reference]):
-    """The training images of a run's table, decoded as each is taken."""
+    """The training images of a run, decoded as each is taken; the part read last is held."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.names = table["reference_id"].to_pylist()
-        self.images = table["image"]
+    def __init__(self, run: Parted) -> None:
+        units = run.units("references")
+        self.units, self.ends = list(units), list(accumulate(units.values()))
+        self.part = lru_cache(1)(lambda unit: run.part("references", unit))
 
     def __len__(self) -> int:
-        return len(self.names)
+        return self.ends[-1] if self.ends else 0
 
     @overload
     def __getitem__(self, at: int) -> Reference: ...
@@ -284,11 +316,17 @@ class _Stored(Sequence[Reference]):
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
         # A sequence ends where its index is out of range.
-        data = self.images[range(len(self))[at]].as_py()
-        return Reference(self.names[at], decode(data), decode_mask(data))
+        at = range(len(self))[at]
+        place = bisect_right(self.ends, at)
+        part = self.part(self.units[place])
+        row = at - self.ends[place] + part.num_rows
+        data = part["image"][row].as_py()
+        return Reference(part["reference_id"][row].as_py(), decode(data), decode_mask(data))
 
 
-def _kin(references: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> list[Kin]:
+def _kin(run: Parted) -> list[Kin]:
+    prompts = run.table("prompts", ["prompt_id", "family", "overfit_type"]).to_pylist()
+    references = run.table("references", ["reference_id", "prompt_ids", "masked"]).to_pylist()
     templates = {
         p["prompt_id"] for p in prompts if p["family"] == "template" or p["overfit_type"] == "TV"
     }
