@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mnemoscope.cli import app
+from mnemoscope.cli import app, main
 from mnemoscope.data.prompts import load_prompts
 from mnemoscope.errors import InputError
 from mnemoscope.flows.bench import Benchmark
@@ -17,22 +17,43 @@ from mnemoscope.flows.check import Checking
 from mnemoscope.flows.detect import Detection, DetectionWorker
 from mnemoscope.flows.explain import Explaining
 from mnemoscope.flows.study import Study
+from mnemoscope.models.oracle import MixtureDenoiser
 from mnemoscope.runs.folder import open_run
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
 
 
-def command(*arguments, code=None):
-    start = ["-c", code] if code else ["-m", "mnemoscope"]
+def python(*arguments):
+    """Run Python in a process of its own."""
     return subprocess.run(
-        [sys.executable, *start, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
         env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
     )
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line as a process would, but in this one, which has everything imported."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        given = ["mnemoscope", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", given)
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return subprocess.CompletedProcess(given, status, *capsys.readouterr())
+
+    return run
 
 
 def invoke(*arguments):
@@ -58,7 +79,7 @@ def study(prompts, out, *more):
 
 
 def test_study_leaves_a_run_and_prints_its_price_first(prompts, tmp_path):
-    done = command(*study(prompts, tmp_path / "run", "--guidance", "1, 7.5"))
+    done = python("-m", "mnemoscope", *study(prompts, tmp_path / "run", "--guidance", "1, 7.5"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("2 prompts x 2 seeds x 2 guidance scales, ")
     assert "8 samples in" in done.stdout
@@ -82,7 +103,7 @@ def test_study_leaves_a_run_and_prints_its_price_first(prompts, tmp_path):
         (("report", "absent"), ["no run folder"]),
     ],
 )
-def test_wrong_input_is_told_and_exits_with_2(arguments, words):
+def test_wrong_input_is_told_and_exits_with_2(command, arguments, words):
     done = command(*arguments)
     assert done.returncode == 2, done.stderr
     assert not done.stdout
@@ -91,7 +112,15 @@ def test_wrong_input_is_told_and_exits_with_2(arguments, words):
         assert word in done.stderr
 
 
-def test_other_study_is_refused(prompts, tmp_path):
+def test_wrong_input_ends_a_process_with_2():
+    done = python("-m", "mnemoscope", "report", "absent")
+    assert done.returncode == 2
+    assert not done.stdout
+    assert done.stderr.startswith("mnemoscope: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_other_study_is_refused(command, prompts, tmp_path):
     assert command(*study(prompts, tmp_path)).returncode == 0
     done = command(*study(prompts, tmp_path, "--seed", 1))
     assert done.returncode == 2
@@ -99,22 +128,22 @@ def test_other_study_is_refused(prompts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raising", "status"), [("KeyboardInterrupt", 130), ("RuntimeError('broken')", 3)]
+    ("raising", "status"), [(KeyboardInterrupt(), 130), (RuntimeError("broken"), 3)]
 )
-def test_interruption_and_bad_samples_have_their_status(prompts, tmp_path, raising, status):
-    code = (
-        "from mnemoscope.models import oracle\n"
-        "whole, calls = oracle.MixtureDenoiser.__call__, 0\n"
-        "def broken(self, x, timestep, condition):\n"
-        "    global calls\n"
-        "    calls += len(x) < 30\n"
-        f"    if calls > 2 and int(timestep) < 600: raise {raising}\n"
-        "    return whole(self, x, timestep, condition)\n"
-        "oracle.MixtureDenoiser.__call__ = broken\n"
-        "from mnemoscope.cli import main\n"
-        "main()\n"
-    )
-    done = command(*study(prompts, tmp_path / "run"), code=code)
+def test_interruption_and_bad_samples_have_their_status(
+    command, prompts, tmp_path, monkeypatch, raising, status
+):
+    whole, calls = MixtureDenoiser.__call__, 0
+
+    def broken(self, x, timestep, condition):
+        nonlocal calls
+        calls += len(x) < 30
+        if calls > 2 and int(timestep) < 600:
+            raise raising
+        return whole(self, x, timestep, condition)
+
+    monkeypatch.setattr(MixtureDenoiser, "__call__", broken)
+    done = command(*study(prompts, tmp_path / "run"))
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     held = open_run(tmp_path / "run").manifest
@@ -143,14 +172,14 @@ def test_every_field_is_an_option_with_its_help(name, monkeypatch):
         assert f.name == "model" or f"--{f.name.replace('_', '-')}" in flat, f.name
 
 
-def test_list_and_version_say_what_there_is():
+def test_list_and_version_say_what_there_is(command):
     text = command("list").stdout
     for word in ("oracle:memorizer", "ddim", "tiled_l2", "decomposition", "guidance_interval"):
         assert word in text
     assert command("version").stdout.strip() == "0.1.0"
 
 
-def test_check_of_an_oracle():
+def test_check_of_an_oracle(command):
     done = command("check", "oracle:memorizer", "--steps", "5")
     assert done.returncode == 0, done.stderr
     assert "5 calls" in done.stdout
@@ -158,7 +187,7 @@ def test_check_of_an_oracle():
 
 def test_importing_the_package_imports_no_torch():
     code = "import sys, mnemoscope; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
-    assert command(code=code).returncode == 0
+    assert python("-c", code).returncode == 0
 
 
 def test_public_names_stand_for_themselves():
@@ -171,11 +200,11 @@ def test_public_names_stand_for_themselves():
         "except AttributeError:\n"
         "    print('fine')\n"
     )
-    done = command(code=code)
+    done = python("-c", code)
     assert done.stdout == "fine\n", done.stderr
 
 
-def test_lab_prompts_writes_a_prompt_file_with_more_controls(tmp_path):
+def test_lab_prompts_writes_a_prompt_file_with_more_controls(command, tmp_path):
     done = command("lab", "prompts", "--controls", 3, "--out", tmp_path / "prompts")
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())

@@ -11,6 +11,7 @@ from mnemoscope.errors import InputError
 from mnemoscope.lab.planted import (
     LEVELS,
     PER_LEVEL,
+    Planted,
     load_controls,
     load_planted,
     load_table,
@@ -68,15 +69,25 @@ def test_the_shipped_table_is_what_its_seed_draws() -> None:
     assert make_table(7) == list(load_table())
 
 
-def test_a_table_survives_the_file(tmp_path) -> None:
-    rows = make_table(8)
-    write_table(rows, tmp_path / "table.jsonl")
-    assert list(load_table(tmp_path / "table.jsonl")) == rows
-    assert rows != make_table(9)
+@pytest.fixture(scope="module")
+def another() -> list[Planted]:
+    """Draw a table of another seed."""
+    return make_table(8)
 
 
-def test_a_table_written_as_prompts_reads_back(tmp_path) -> None:
-    rows = [r for r in make_table(5) if r.level in (0, 4)]
+def test_a_table_survives_the_file(another: list[Planted], tmp_path) -> None:
+    write_table(another, tmp_path / "table.jsonl")
+    assert list(load_table(tmp_path / "table.jsonl")) == another
+
+
+def test_another_seed_draws_another_table(another: list[Planted]) -> None:
+    ours, theirs = load_table(), another
+    assert [row.id for row in ours] == [row.id for row in theirs]
+    assert all(one.layout != other.layout for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_table_written_as_prompts_reads_back(another: list[Planted], tmp_path) -> None:
+    rows = [r for r in another if r.level in (0, 4)]
     write_prompts(rows, tmp_path)
     prompts = load_prompts(tmp_path)
     assert [p.prompt_id for p in prompts] == [r.id for r in rows]
