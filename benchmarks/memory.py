@@ -48,17 +48,15 @@ def detection(captions: int, folder: str) -> float:
         for at in range(captions):
             file.write(f"caption {at} of a picture with {at % 97} birds over {at % 31} hills\n")
     model: Any = load_model("oracle:mixture")
-    inner, first = model.denoiser, list[float]()
+    first: list[float] = []
 
-    class Timed:
-        kind = inner.kind
-
+    class Timed(type(model.denoiser)):
         def __call__(self, *given: Any) -> Any:
             if not first:
                 first.append(perf_counter())
-            return inner(*given)
+            return super().__call__(*given)
 
-    model.denoiser = Timed()
+    model.denoiser = Timed(model.denoiser.means, model.denoiser.spreads, model.denoiser.kind)
     start = perf_counter()
     detect(model, path, detectors=["gap_norm", "confidence"], seeds=2, out=Path(folder) / "run")
     return first[0] - start

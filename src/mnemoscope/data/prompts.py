@@ -622,11 +622,12 @@ def _check_path(name: str, place: str, folder: Path, root: Path, inside: dict[st
     """
     if re.match(r"[a-z]+://", name, re.IGNORECASE):
         raise InputError(f"{place}: {name[:80]!r} is an address; download it and name the file")
-    parent, leaf = os.path.split(os.path.join(folder, name))
+    path = os.path.join(folder, name)
+    parent = os.path.dirname(path)
     # Following every link of a path takes ten times as long as asking whether its end is one.
     if parent not in inside and len(inside) < FOLDERS:
         inside[parent] = _is_inside(Path(parent), root)
-    if inside.get(parent) and _is_file(os.path.join(parent, leaf)):
+    if inside.get(parent) and _is_file(path):
         return
     try:
         resolve_inside(folder / name, root)
