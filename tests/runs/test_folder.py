@@ -358,6 +358,18 @@ def test_some_columns_are_those_of_the_whole_table(tmp_path):
     assert run.table("gram", names).column_names == names
 
 
+def test_a_part_is_what_one_unit_wrote(tmp_path):
+    run = recipes_and_samples(tmp_path)
+    assert run.units("samples") == {"a": 2, "b": 2}
+    assert run.units("gram") == {}
+    parts = [run.part("samples", unit) for unit in "ab"]
+    assert pa.concat_tables(parts).equals(run.table("samples"))
+    assert run.part("samples", "b", ["seed"]).column_names == ["seed"]
+    for unit in ("inputs", "c"):
+        with pytest.raises(RunError, match=f"unit '{unit}'"):
+            run.part("samples", unit)
+
+
 def test_parts_are_read_one_at_a_time(tmp_path):
     run = recipes_and_samples(tmp_path)
     held = run.parts("samples")
