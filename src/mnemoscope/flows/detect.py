@@ -376,11 +376,7 @@ def _price(worker: DetectionWorker, prompts: PromptList) -> str:
 
 def _read(run: Run, chosen: Sequence[Detector], network_calls: int) -> Scores:
     """Read the scores of a finished detection."""
-    held = run.table("prompts").select(["prompt_id", "truncated"]).to_pylist()
-    return Scores(
-        run.table("scores"),
-        tuple(row["prompt_id"] for row in held),
-        tuple(chosen),
-        network_calls,
-        tuple(row["prompt_id"] for row in held if row["truncated"]),
-    )
+    held = run.table("prompts", ["prompt_id", "truncated"])
+    names = tuple(held["prompt_id"].to_pylist())
+    truncated = tuple(held.filter(held["truncated"])["prompt_id"].to_pylist())
+    return Scores(run.table("scores"), names, tuple(chosen), network_calls, truncated)
