@@ -46,7 +46,7 @@ demo: $(VENV)/.ready
 	$(BIN)/mnemoscope report $(DEMO)
 
 test: $(VENV)/.ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n logical --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

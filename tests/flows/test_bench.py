@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.released import ReleasedGapNorm, compared
 from mnemoscope.errors import InputError
-from mnemoscope.flows.bench import leaderboard, picture, summary
+from mnemoscope.flows.bench import best_first_step, leaderboard, picture, summary
 from mnemoscope.models import load_model
 from mnemoscope.runs.folder import open_run
 from mnemoscope.runs.tables import TABLES
@@ -108,6 +108,12 @@ def test_one_class_is_said_before_the_scoring(model, prompts, board, tmp_path, m
     with pytest.raises(InputError, match="8 memorized prompts and 0 others"):
         leaderboard(model, prompts, run=board.run, out=tmp_path, detectors=["gap_norm"])
     assert not scored
+
+
+def test_the_best_of_ours_meets_the_best_published(board):
+    ours, published = best_first_step(board.ranking, board.scores)
+    assert ours in ("consensus_energy", "consensus_sharpness")
+    assert published == "gap_norm"
 
 
 def test_a_released_variant_is_set_beside_the_correct_form(model, prompts, board, tmp_path):
