@@ -1,5 +1,8 @@
 """The command line: exit status, messages, options made of the fields of a flow."""
 
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -7,21 +10,32 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from mnemoscope.cli import app, main
-from mnemoscope.data.prompts import load_prompts
+from mnemoscope.cli import EXAMPLES, app, main
+from mnemoscope.data.prompts import load_prompts, named
 from mnemoscope.errors import InputError
 from mnemoscope.flows.bench import Benchmark
 from mnemoscope.flows.check import Checking
 from mnemoscope.flows.detect import Detection, DetectionWorker
 from mnemoscope.flows.explain import Explaining
 from mnemoscope.flows.study import Study
+from mnemoscope.models import load_model
 from mnemoscope.models.oracle import MixtureDenoiser
+from mnemoscope.reporting.verdict import verdict_of
 from mnemoscope.runs.folder import open_run
+from tests.flows.test_bench import known_and_strangers
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
+
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    "COLUMNS": "200",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def python(*arguments):
@@ -32,7 +46,7 @@ def python(*arguments):
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -82,7 +96,7 @@ def test_study_leaves_a_run_and_prints_its_price_first(prompts, tmp_path):
     done = python("-m", "mnemoscope", *study(prompts, tmp_path / "run", "--guidance", "1, 7.5"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("2 prompts x 2 seeds x 2 guidance scales, ")
-    assert "8 samples in" in done.stdout
+    assert "8 samples in" in done.stderr
     assert open_run(tmp_path / "run").manifest.status == "complete"
 
 
@@ -99,7 +113,7 @@ def test_study_leaves_a_run_and_prints_its_price_first(prompts, tmp_path):
         (("studdy",), ["studdy", "study"]),
         (("study", "--prompts", "absent.txt"), ["absent.txt"]),
         (("study", "--intervention", "guidance_intervall"), ["Did you mean 'guidance_interval'"]),
-        (("detect", "embedded", "--out", "scores.txt"), [".parquet, .csv, .jsonl"]),
+        (("detect", "embedded", "--out", "scores.xlsx"), [".parquet, .csv, .jsonl"]),
         (("report", "absent"), ["no run folder"]),
     ],
 )
@@ -127,30 +141,66 @@ def test_other_study_is_refused(command, prompts, tmp_path):
     assert "seed: 0 there, 1 here" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("raising", "status"), [(KeyboardInterrupt(), 130), (RuntimeError("broken"), 3)]
-)
-def test_interruption_and_bad_samples_have_their_status(
-    command, prompts, tmp_path, monkeypatch, raising, status
-):
-    whole, calls = MixtureDenoiser.__call__, 0
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+INTERRUPTED = """
+import os, signal, sys, time
+from mnemoscope import cli
+from mnemoscope.models import oracle
+
+whole = oracle.MixtureDenoiser.__call__
+def slow(self, x, timestep, condition):
+    if int(timestep) < 600:
+        print("sampling", file=sys.stderr, flush=True)
+        time.sleep(0.5)
+    return whole(self, x, timestep, condition)
+oracle.MixtureDenoiser.__call__ = slow
+
+folder, prompts, *names = sys.argv[1:]
+for name in names:
+    # A fork has all that is imported: one start of Python suffices for every signal.
+    if not (child := os.fork()):
+        said = os.open(f"{folder}/{name}.txt", os.O_CREAT | os.O_WRONLY)
+        os.dup2(said, 1), os.dup2(said, 2)
+        sys.argv = ["mnemoscope", "study", "oracle:memorizer", "--prompts", prompts, "--seeds", "2",
+                    "--steps", "3", "--out", f"{folder}/{name}"]
+        try:
+            cli.main()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+    while not os.path.exists(said := f"{folder}/{name}.txt") or "sampling" not in open(said).read():
+        time.sleep(0.01)
+    os.kill(child, getattr(signal, name))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has neither fork nor SIGHUP")
+def test_a_signal_interrupts_and_the_same_command_continues(prompts, tmp_path):
+    done = python("-c", INTERRUPTED, tmp_path, prompts, *SIGNALS)
+    assert done.stdout.split() == ["130", "143", "129"], done.stderr
+    for name in SIGNALS:
+        said = (tmp_path / f"{name}.txt").read_text()
+        assert "mnemoscope: interrupted; the same command continues." in said
+        assert "Traceback" not in said
+        assert open_run(tmp_path / name).manifest.status == "interrupted"
+
+
+def test_bad_samples_have_their_status(command, prompts, tmp_path, monkeypatch):
+    whole = MixtureDenoiser.__call__
 
     def broken(self, x, timestep, condition):
-        nonlocal calls
-        calls += len(x) < 30
-        if calls > 2 and int(timestep) < 600:
-            raise raising
+        if int(timestep) < 600 and len(x) < 30:
+            raise RuntimeError("broken")
         return whole(self, x, timestep, condition)
 
     monkeypatch.setattr(MixtureDenoiser, "__call__", broken)
     done = command(*study(prompts, tmp_path / "run"))
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 3
+    assert "8 error" in done.stderr
     held = open_run(tmp_path / "run").manifest
-    assert held.status == ("interrupted" if status == 130 else "complete")
-    if status == 3:
-        assert "8 error" in done.stderr
-        assert held.samples == {"error": 8}
+    assert held.status == "complete"
+    assert held.samples == {"error": 8}
 
 
 COMMANDS = {
@@ -170,6 +220,29 @@ def test_every_field_is_an_option_with_its_help(name, monkeypatch):
     for f in fields(COMMANDS[name]):
         assert f.metadata["help"].split(",")[0].split(";")[0] in flat, f.name
         assert f.name == "model" or f"--{f.name.replace('_', '-')}" in flat, f.name
+
+
+def test_help_names_the_main_command_first_and_shows_an_example_for_each():
+    kinds = [*typer.main.get_command(app).commands]
+    assert kinds[0] == "study"
+    assert set(EXAMPLES) == {name for name in kinds if name not in ("bench", "lab")} | {
+        "bench detectors"
+    }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_can_be_given(name):
+    home = typer.main.get_command(app)
+    given = shlex.split(EXAMPLES[name])
+    assert " ".join(given[: len(name.split())]) == name
+    for word in name.split():
+        home, given = home.commands[word], given[1:]
+    # Parsing refuses what the command does not take.
+    context = home.make_context(name, given)
+    if name in COMMANDS:
+        kind = COMMANDS[name]
+        kind.of_options({f.name: context.params[f.name] for f in fields(kind)})
+    assert EXAMPLES[name] in home.epilog
 
 
 def test_list_and_version_say_what_there_is(command):
@@ -225,9 +298,77 @@ def detection(prompts):
 
 
 def test_detect_prints_scores(detection):
-    lines = [line for line in invoke(*detection).splitlines() if "\tgap_norm\t" in line]
-    assert len(lines) == 2
-    assert all("\t2 calls\t" in line for line in lines)
+    # Only an error would be told: what goes to standard error is not for a pipe.
+    found = CliRunner().invoke(app, [*map(str, detection)])
+    head, *rows = [line.split("\t") for line in found.stdout.splitlines()]
+    assert head[:2] == ["detector", "score"]
+    scores = [float(row[1]) for row in rows if row[0] == "gap_norm"]
+    assert scores == sorted(scores, reverse=True)
+    at = head.index("prompt")
+    assert [row[at] for row in rows if row[0] == "gap_norm"] == ["target 0", "something else"]
+    assert len(rows) == 4
+    assert "mnemoscope explain oracle:memorizer --prompts" in found.stderr
+
+
+def on_a_terminal(*arguments, columns=100):
+    """Run a command on a terminal of its own and return what it shows."""
+    asked = [sys.executable, "-m", "mnemoscope", *map(str, arguments)]
+    code = f"import pty, sys; sys.exit(pty.spawn({asked!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=True,
+        env=ENVIRONMENT | {"COLUMNS": str(columns)},
+    )
+    return done.stdout.replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_detect_shows_a_person_a_table(tmp_path):
+    hostile = "a [bold]cat[/bold] \u202emoc"
+    shown = on_a_terminal(
+        "detect", "oracle:memorizer", "--prompt", "target 0", "--prompt", hostile, "--steps", 3
+    )
+    assert "consensus_whitened: larger is more memorized" in shown
+    rows = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
+    assert "a [bold]cat[/bold] ⟨U+202E⟩moc" in shown
+    assert "\u202e" not in shown
+    assert "\t" not in shown
+    lines = [line for line in shown.splitlines() if "target 0" in line or "[bold]" in line]
+    # The memorized one stands above.
+    assert "target 0" in lines[0]
+    assert rows
+
+
+def test_detect_judges_by_ordinary_prompts(tmp_path):
+    (tmp_path / "ordinary.txt").write_text("".join(f"never seen {at}\n" for at in range(19)))
+    small = ("--seeds", 2, "--steps", 3, "--detectors", "gap_norm")
+    oracle = ("detect", "oracle:memorizer", *small)
+    invoke(*oracle, "--prompts", tmp_path / "ordinary.txt", "--out", tmp_path / "known")
+    held = ("--ordinary", tmp_path / "known", "--false-positives", 0.05)
+    asked = ("--prompt", "target 0", "--prompt", "never seen 99")
+    found = CliRunner().invoke(app, [*map(str, (*oracle, *asked, *held))])
+    head, *rows = [line.split("\t") for line in found.stdout.splitlines()]
+    told = {row[head.index("prompt")]: row for row in rows}
+    above, flagged = head.index("above"), head.index("flagged")
+    assert told["target 0"][above] == "1"
+    assert told["target 0"][flagged] == "yes"
+    assert told["never seen 99"][flagged] == "no"
+    with pytest.raises(InputError, match="has scores of 2 seeds, and 3 are"):
+        invoke(*oracle, "--seeds", 3, *asked, *held)
+
+
+def test_study_ends_with_its_verdict(tmp_path):
+    (tmp_path / "list.txt").write_text("target 0\n")
+    found = CliRunner().invoke(app, [*map(str, study(tmp_path / "list.txt", tmp_path / "run"))])
+    said = verdict_of(open_run(tmp_path / "run"))
+    assert found.stdout.splitlines()[:4] == [said.title, *said.sentences]
+    assert "does not hold" not in found.stdout
+    assert f"mnemoscope report {tmp_path / 'run'}" in found.stderr
+    assert "`mnemoscope detect`" in said.sentences[0]
 
 
 def test_detect_writes_a_file_and_leaves_nothing_beside_it(detection, tmp_path):
@@ -271,14 +412,16 @@ def test_a_model_without_prompts_of_its_own_asks_for_them():
 
 
 def test_list_detectors_says_needs_and_price():
-    output = invoke("list", "detectors")
-    assert "gap_norm:all (prompt)" in output
-    assert "99 network calls a seed" in output
-    assert "flipd (pair)" in output
+    head, *rows = [line.split("\t") for line in invoke("list", "detectors").splitlines()]
+    told = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert told["gap_norm:all"]["kind"] == "prompt"
+    assert told["gap_norm:all"]["calls"] == "99"
+    assert told["flipd"]["kind"] == "pair"
+    assert all(row["takes"] and row["source"] and row["computes"] for row in told.values())
 
 
 def test_list_names_detectors_and_refuses_what_it_does_not_know():
-    assert "detectors: anisotropy" in invoke("list")
+    assert "detectors\tanisotropy\n" in invoke("list")
     with pytest.raises(InputError, match="detectors"):
         invoke("list", "detector")
 
@@ -323,9 +466,11 @@ def test_explain_writes_a_page_for_each_prompt_named(tiny, tmp_path):
     assert str(page) in output
     assert "a &lt;b&gt;cat&lt;/b&gt;" in page.read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["prompt-cat"]
-    invoke("explain", tiny, "--prompt", "one, two", "--prompt", "x" * 100, *small)
-    assert (tmp_path / "out" / "prompt-00001" / "tokens.csv").exists()
-    assert not (tmp_path / "out" / "prompt-00002").exists()
+    texts = ("one, two", "x" * 100)
+    invoke("explain", tiny, "--prompt", texts[0], "--prompt", texts[1], *small)
+    for prompt in named(texts):
+        assert (tmp_path / "out" / f"prompt-{prompt.prompt_id}" / "tokens.csv").exists()
+    assert len([*(tmp_path / "out").iterdir()]) == 3
 
 
 @pytest.mark.parametrize(
@@ -342,7 +487,26 @@ def test_explain_says_what_it_needs(given, told):
         invoke("explain", "oracle:memorizer", *given)
 
 
+def test_explain_refuses_a_file_as_folder_before_anything_is_loaded(prompts):
+    with pytest.raises(InputError, match="is a file"):
+        invoke("explain", "oracle:memorizer", "--prompt", "a", "--out", prompts)
+
+
 def test_explain_knows_the_prompts_of_a_list(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"prompt": "a", "prompt_id": "cat"}\n')
     with pytest.raises(InputError, match="cat"):
         invoke("explain", "x", "--prompts", str(tmp_path / "list.jsonl"), "--ids", "cot")
+
+
+def test_bench_prints_a_ranking(tmp_path):
+    # The lists of the benchmark's own tests, and as little as ranks.
+    prompts = known_and_strangers(load_model("oracle:memorizer"), tmp_path)
+    small = ("--seeds", 2, "--steps", 4, "--detectors", "gap_norm,random")
+    asked = ("bench", "detectors", "oracle:memorizer", "--prompts", prompts, *small)
+    found = CliRunner().invoke(app, [*map(str, asked), "--out", str(tmp_path / "out")])
+    head, *rows = [line.split("\t") for line in found.stdout.splitlines()]
+    told = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert list(told) == ["gap_norm", "random"]
+    assert told["gap_norm"]["auc"] == "1"
+    assert str(tmp_path / "out" / "leaderboard.md") in found.stderr
+    assert f"mnemoscope report {tmp_path / 'out' / 'study'}" in found.stderr

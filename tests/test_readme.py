@@ -1,13 +1,16 @@
 """The Python of the README and of the how-to pages, run as it stands on a tiny setting."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from mnemoscope import detectors, mitigations, similarity
+from mnemoscope.cli import app
 from mnemoscope.core.gram import NAMES, Gram
 from mnemoscope.core.level import Level
 from mnemoscope.core.record import Point
@@ -18,6 +21,7 @@ from mnemoscope.evidence.gather import sit
 from mnemoscope.flows.detect import detect
 from mnemoscope.mechanism.base import Analysis, Record, Samples
 from mnemoscope.models import load_model
+from mnemoscope.reporting.scores import RECOMMENDED
 from mnemoscope.sampling.hooks import Step
 from mnemoscope.sampling.recipe import Recipe
 from tests.contracts.extension import installed
@@ -164,6 +168,40 @@ def test_intervention_of_the_how_to_page_steers(tmp_path):
         pull = float((c[row] - u[row]).norm() / u[row].norm())
         scale = 1 + 6.5 * float(torch.exp(torch.tensor(-2 * pull)))
         torch.testing.assert_close(used[row], u[row] + scale * (c[row] - u[row]))
+
+
+def test_the_recommended_detector_is_named_where_one_is_chosen():
+    text = (ROOT / "docs/detectors.md").read_text(encoding="utf-8")
+    assert f"Without `--detectors` it is `{RECOMMENDED}` alone" in text
+
+
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+
+
+def commands_of(page):
+    """Return the commands in the code blocks of a page, as they are given."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if language in ("", "sh", "console")]
+    blocks += re.findall(r"^    (?!  )mnemoscope .*$", text, flags=re.MULTILINE)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    # Without what comes after a comment sign or in a pipe.
+    return [
+        re.split(r"\s+#\s|\s[|]\s", line)[0].removeprefix("mnemoscope ")
+        for line in lines
+        if line.startswith("mnemoscope ")
+    ]
+
+
+def test_every_command_of_the_docs_can_be_given():
+    commands = {(page, line) for page in PAGES for line in commands_of(page)}
+    assert len(commands) > 20
+    for page, line in sorted(commands):
+        home, given = typer.main.get_command(app), shlex.split(line)
+        while hasattr(home, "commands"):
+            assert given[0] in home.commands, (page, line)
+            home, given = home.commands[given[0]], given[1:]
+        home.make_context(page, given)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

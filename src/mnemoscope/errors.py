@@ -31,6 +31,10 @@ class RefusedError(MnemoscopeError, RuntimeError):
     """A guard refused to sample a prompt that looks memorized."""
 
 
+LISTED = 24
+"""Names that a message lists at most; who knows hundreds is not helped by all of them."""
+
+
 def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
     """Compose the message for an unknown name.
 
@@ -40,11 +44,13 @@ def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
         what: The kind of thing named, in the singular ("detector", "scheduler").
 
     Returns:
-        One line that quotes the name, suggests the nearest known ones and lists them all.
+        One line that quotes the name, suggests the nearest known ones and lists them, or the first
+        few of many.
 
     Source: ours.
     """
     names = sorted(known)
     close = get_close_matches(given, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-    return f"unknown {what} {given!r}.{hint} Known: {', '.join(names)}."
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"unknown {what} {given!r}.{hint} Known: {', '.join(names[:LISTED])}{rest}."

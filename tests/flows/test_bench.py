@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from benchmarks.released import ReleasedGapNorm, compared
 from mnemoscope.errors import InputError
 from mnemoscope.flows.bench import best_first_step, leaderboard, picture, summary
+from mnemoscope.flows.detect import detect
 from mnemoscope.models import load_model
 from mnemoscope.runs.folder import open_run
 from mnemoscope.runs.tables import TABLES
@@ -25,10 +27,8 @@ def model():
     return load_model("oracle:memorizer")
 
 
-@pytest.fixture(scope="module")
-def prompts(model, tmp_path_factory):
-    """Eight targets under their prompts, and eight pictures under prompts nobody knows."""
-    folder = tmp_path_factory.mktemp("list")
+def known_and_strangers(model, folder):
+    """Write eight targets under their prompts, and eight pictures under prompts nobody knows."""
     targets = model.decode(model.denoiser.means[:8])
     # Black and white, so that no grey sample comes near one by chance.
     noise = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(8))
@@ -41,6 +41,11 @@ def prompts(model, tmp_path_factory):
         rows.append({"prompt": text, "image": f"{at}.png", "prompt_id": f"q{at:02d}"})
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "list.jsonl"
+
+
+@pytest.fixture(scope="module")
+def prompts(model, tmp_path_factory):
+    return known_and_strangers(model, tmp_path_factory.mktemp("list"))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,14 @@ def test_the_folder_holds_what_the_page_says(board):
     with Image.open(board.path / "auc-against-cost.png") as image:
         assert min(image.size) > 300
     assert not (board.path / "scoring").exists()
+
+
+def test_its_folder_says_how_ordinary_prompts_score(model, board):
+    options = {"detectors": "gap_norm", "seeds": 2, "steps": 12, "ordinary": board.path}
+    found = detect(model, ["target 0", "stranger 99"], false_positives=0.2, **options)
+    ours = board.scores.of("gap_norm")[~board.ranking.truth.memorized]
+    np.testing.assert_array_equal(found.ordinary["gap_norm"].scores, np.sort(ours))
+    assert found.told()["flagged"].to_pylist() == [True, False]
 
 
 def test_the_picture_names_what_no_cheaper_detector_equals(board):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +13,8 @@ from mnemoscope.errors import InputError, ModelError, RunError
 from mnemoscope.flows.detect import Detection, detect
 from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.models import load_model
-from mnemoscope.runs.folder import open_run
+from mnemoscope.reporting.scores import RECOMMENDED
+from mnemoscope.runs.folder import decoded, open_run
 from mnemoscope.runs.tables import TABLES
 from tests.tiny import tiny_pipeline
 
@@ -134,7 +134,7 @@ def test_it_leaves_a_run_folder_of_its_own(oracle, tmp_path):
     ]  # fmt: skip
     assert run.table("prompts")["prompt"].to_pylist() == PROMPTS
     assert run.table("recipes")["noise"].to_pylist() == ["shared"]
-    assert scored.prompt_ids == tuple(f"p{at:05d}" for at in range(5))
+    assert scored.texts.to_pylist() == PROMPTS
 
 
 def test_nothing_is_left_where_no_folder_is_given(oracle, tmp_path, monkeypatch):
@@ -150,9 +150,12 @@ def test_scores_are_written_in_three_formats(oracle, tmp_path):
     for ending in ("parquet", "csv", "jsonl"):
         scored.write(tmp_path / f"scores.{ending}")
     wanted = scored.table["score"].to_pylist()
-    assert pq.read_table(tmp_path / "scores.parquet").equals(scored.table)
+    written = decoded((tmp_path / "scores.parquet").read_bytes())
+    assert written["prompt"].to_pylist() == ["target 0"] * 2 + ["target 1"] * 2
+    assert written.drop_columns("prompt").equals(scored.table)
     assert pcsv.read_csv(tmp_path / "scores.csv")["score"].to_pylist() == pytest.approx(wanted)
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == written["prompt"].to_pylist()
     assert [json.loads(line)["score"] for line in lines] == wanted
     with pytest.raises(InputError, match="parquet"):
         scored.write(tmp_path / "scores.txt")
@@ -172,11 +175,46 @@ def test_scores_are_written_in_three_formats(oracle, tmp_path):
         ({"sedes": 3}, "no option 'sedes'"),
         ({"detectors": []}, "no detector given"),
         ({"detectors": "none"}, "no detector given"),
+        ({"detectors": "first_step"}, "Did you mean 'first-step'"),
+        ({"detectors": "consensus_whitened", "seeds": 1}, "seeds 1 given; consensus_whitened"),
+        ({"lora": "x.safetensors"}, "give lora to load_model"),
+        ({"false_positives": 0.0}, "false positives 0"),
     ],
 )
 def test_senseless_options_are_refused(oracle, options, word):
-    with pytest.raises(InputError, match=word):
+    with pytest.raises((InputError, ModelError), match=word):
         detect(oracle, ["target 0"], **options)
+
+
+def test_a_pipeline_object_is_scored_like_its_model():
+    pipeline = tiny_pipeline()
+    options = {"detectors": "gap_norm", "seeds": 2, "steps": 4}
+    found = detect(pipeline, ["a cat"], **options)
+    assert found.texts.to_pylist() == ["a cat"]
+    model = load_model(pipeline)
+    again = detect(model, ["a cat"], **options)
+    np.testing.assert_array_equal(found.of("gap_norm"), again.of("gap_norm"))
+    with pytest.raises(ModelError, match="a dict was given"):
+        detect({}, ["a cat"])
+
+
+def test_the_recommended_score_is_the_default(oracle):
+    found = detect(oracle, PROMPTS, seeds=2, steps=5)
+    assert [detector.name for detector in found.detectors] == [RECOMMENDED]
+    assert found.texts.to_pylist() == PROMPTS
+
+
+def test_a_text_is_named_alike_wherever_it_comes_from(oracle, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"{text}\n" for text in PROMPTS))
+    options = {"detectors": ["gap_norm"], "seeds": 1, "steps": 3}
+    from_file = detect(oracle, tmp_path / "list.txt", **options)
+    from_memory = detect(oracle, PROMPTS[::-1], **options)
+    assert from_file.prompt_ids == from_memory.prompt_ids[::-1]
+
+
+def test_a_text_in_place_of_a_list_is_told(oracle):
+    with pytest.raises(InputError, match="in Python as a list"):
+        detect(oracle, "a cat")
 
 
 def test_no_prompt_is_refused(oracle):
@@ -184,9 +222,18 @@ def test_no_prompt_is_refused(oracle):
         detect(oracle, [])
 
 
-def test_another_ending_is_refused_before_anything_is_loaded():
-    with pytest.raises(InputError, match=r"\.parquet, \.csv, \.jsonl"):
-        Detection(out="scores.txt")
+def test_another_ending_is_refused_before_anything_is_loaded(tmp_path):
+    for name in ("scores.txt", "scores.xlsx"):
+        with pytest.raises(InputError, match=r"\.parquet, \.csv, \.jsonl"):
+            Detection(out=name)
+    for name in ("runs/sd1.4", tmp_path, "scores.csv", "runs/plain"):
+        assert Detection(out=name).out == str(name)
+
+
+def test_a_caption_that_a_spreadsheet_would_compute_is_led_by_an_apostrophe(oracle, tmp_path):
+    scored = detect(oracle, ['=HYPERLINK("x")'], detectors="random", seeds=1, steps=2)
+    scored.write(tmp_path / "scores.csv")
+    assert pcsv.read_csv(tmp_path / "scores.csv")["prompt"].to_pylist() == ['\'=HYPERLINK("x")']
 
 
 def test_a_sampler_of_another_kind_of_model_is_refused(oracle):
@@ -198,7 +245,7 @@ def test_a_prompt_beyond_the_window_is_said():
     model = load_model(tiny_pipeline(), device="cpu")
     prompts = ["x" * 200, "short"]
     scored = detect(model, prompts, detectors=["gap_norm"], seeds=1, steps=4)
-    assert scored.truncated == ("p00000",)
+    assert scored.truncated == scored.prompt_ids[:1]
 
 
 def test_what_is_shared_is_computed_once(oracle):

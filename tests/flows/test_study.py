@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -360,6 +360,24 @@ def test_study_is_hashable_and_brings_values_to_their_type(tmp_path):
     assert study.out == str(tmp_path)
     assert hash(study) == hash(replace(study))
     assert Study(seeds=3).given() == {"seeds": 3}
+
+
+def loose(**changes):
+    """Make a study as outside the tests, whose type checks refuse what is no tuple."""
+    study = object.__new__(Study)
+    for f in fields(Study):
+        object.__setattr__(study, f.name, changes.get(f.name, f.default))
+    study.__post_init__()
+    return study
+
+
+def test_a_single_value_need_be_no_tuple():
+    assert loose(guidance=7.5) == loose(guidance="7.5") == Study(guidance=(7.5,))
+    assert loose(guidance="1, 7.5", detectors="gap_norm").guidance == (1.0, 7.5)
+    assert loose(detectors="gap_norm").detectors == ("gap_norm",)
+    assert loose(model=Path("a/b")).model == "a/b"
+    with pytest.raises(InputError, match=r"run\(Study\(...\), model=load_model\(pipe\)\)"):
+        loose(model=object())
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_lora_is_merged(folder, tmp_path, part, scale):
     again = load_model(str(folder), lora=file, lora_scale=scale / 2)
     assert again.digest != tuned.digest
     assert tuned.source.lora == str(file)
+    assert tuned.name == f"{folder} with lora.safetensors"
     moved = not torch.equal(
         tuned.encode_prompts(["a"]).embedding, plain.encode_prompts(["a"]).embedding
     )

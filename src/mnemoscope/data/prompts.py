@@ -28,7 +28,7 @@ Columns::
 Any other column is left alone. Paths are relative to the file and must end inside its folder.
 
 Contents: `Prompt`; `PromptList` and `read_prompts`, a list as a stream; `load_prompts`, the whole
-list.
+list; `named`, texts as prompts.
 """
 
 import csv
@@ -208,6 +208,27 @@ def load_prompts(path: str | Path, *, root: str | Path | None = None) -> tuple[P
         InputError: As `read_prompts`.
     """
     return tuple(read_prompts(path, root=root))
+
+
+def named(prompts: "Iterable[str | Prompt]") -> tuple[Prompt, ...]:
+    """Return texts as prompts, named as if they had come from a file; prompts are left alone.
+
+    Raises:
+        InputError: If a text is blank, too long or none, or there is nothing.
+    """
+    if isinstance(prompts, str):
+        prompts = (prompts,)
+    names = _Names()
+    found: list[Prompt] = []
+    for at, prompt in enumerate(prompts):
+        if isinstance(prompt, Prompt):
+            found.append(prompt)
+            continue
+        cells = _read(f"prompt {at + 1}", {"prompt": prompt})
+        found.append(Prompt(names.of(cells.text, None) or "", cells.text))
+    if not found:
+        raise InputError("no prompt given; expected at least one")
+    return tuple(found)
 
 
 def stratified(

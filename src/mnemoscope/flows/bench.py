@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
@@ -33,8 +34,9 @@ from mnemoscope.core.stats import roc_auc
 from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError
-from mnemoscope.flows.detect import Notify, Scores, detect
-from mnemoscope.flows.options import brought, listed, loaded, values_of
+from mnemoscope.flows.detect import Notify, Scores, detect, encoded
+from mnemoscope.flows.options import brought, listed, name_of, opened, values_of
+from mnemoscope.flows.ordinary import SCORES
 from mnemoscope.flows.scores import choose
 from mnemoscope.flows.study import Study
 from mnemoscope.flows.study import run as run_study
@@ -126,7 +128,7 @@ PASSED_ON = ("scheduler", "steps", "eta", "intervention", "seeds", "batch")
 
 
 def leaderboard(
-    model: Model | str,
+    model: Any,
     prompts: str | Path | PromptList | None = None,
     *,
     run: Run | None = None,
@@ -138,7 +140,7 @@ def leaderboard(
     """Rank detectors on a model.
 
     Args:
-        model: The model, or its name.
+        model: The model, its name, or a pipeline object.
         prompts: Prompt file whose prompts have training images; the embedded model brings its own.
         run: A study of these prompts at this guidance scale; one is made where not given.
         detectors: As for `mnemoscope.flows.detect.detect`.
@@ -154,12 +156,12 @@ def leaderboard(
         RunError: If the study's folder cannot be used.
     """
     chosen = choose(detectors)
-    name = model if isinstance(model, str) else model.name
+    name = name_of(model)
     asked = Benchmark(model=name, detectors=tuple(d.name for d in chosen), **options)
     if run is None and asked.study is not None:
         run = open_run(asked.study)
     held = listed(prompts, name) if prompts is not None or run is None else None
-    known = loaded(asked) if isinstance(model, str) else model
+    known = opened(model, asked)
     out = Path(asked.out)
     shared = {name: getattr(asked, name) for name in PASSED_ON}
     if run is None:
@@ -356,6 +358,16 @@ def _few(names: Sequence[str], most: int = 3) -> str:
     return "; ".join(names[:most]) + rest
 
 
+def _judged(board: Leaderboard) -> pa.Table:
+    """Return the scores with what is known of each prompt: memorized, or not; null is left out."""
+    truth = board.ranking.truth
+    pairs = zip(truth.judged.tolist(), truth.memorized.tolist(), strict=True)
+    known = dict(zip(truth.prompt_id, [m if j else None for j, m in pairs], strict=True))
+    table = board.scores.told()
+    memorized = [known[name] for name in table["prompt_id"].to_pylist()]
+    return table.append_column("memorized", pa.array(memorized, pa.bool_()))
+
+
 def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
     truth = board.ranking.truth
     half = truth.half(board.seed)
@@ -368,6 +380,7 @@ def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
         "steps": asked.steps,
         "scheduler": board.run.manifest.options["scheduler"],
         "seed": board.seed,
+        "recipe": dict(board.scores.recipe),
         "measure": truth.measure,
         "cut": truth.cut,
         "memorized": int((truth.judged & truth.memorized).sum()),
@@ -381,7 +394,7 @@ def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
             "judging": int((~half & truth.judged).sum()),
         },
     }
-    board.scores.write(board.path / "scores.parquet")
+    write_atomically(board.path / SCORES, encoded(_judged(board), ".parquet"))
     for name, rows in (
         ("ranking", board.ranking.rows()),
         ("agreement", board.ranking.agreement_rows()),

@@ -20,8 +20,7 @@ import torch
 
 from mnemoscope.core.level import final_level, log_snr
 from mnemoscope.core.record import Recorder
-from mnemoscope.flows.options import values_of
-from mnemoscope.models.base import Model
+from mnemoscope.flows.options import as_model, values_of
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.sampling.loop import (
@@ -167,11 +166,11 @@ def _pair(alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[float, float]:
     return float(alpha), float(sigma)
 
 
-def check(model: Model, scheduler: str = "auto", steps: int = 50) -> CheckReport:
+def check(model: Any, scheduler: str = "auto", steps: int = 50) -> CheckReport:
     """Check a model: its levels, its parity with the host pipeline, its price.
 
     Args:
-        model: The model.
+        model: The model, or a pipeline object.
         scheduler: Name of the scheduler a study would use.
         steps: Number of sampler updates a study would use.
 
@@ -182,6 +181,7 @@ def check(model: Model, scheduler: str = "auto", steps: int = 50) -> CheckReport
         ModelError: If the scheduler is unknown, or not for this kind of model.
         InputError: If the number of steps is out of range.
     """
+    model = as_model(model)
     path = model.make_scheduler(scheduler, steps)
     points = points_of(path)
     final = final_level(path).unit()

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from jaxtyping import Float
 from tqdm import tqdm
@@ -33,15 +32,21 @@ from mnemoscope.flows.options import (
     brought,
     given,
     listed,
-    loaded,
+    name_of,
+    of_one_kind,
+    opened,
     recipe_of,
     resolved,
     values_of,
 )
+from mnemoscope.flows.ordinary import Known, Ordinary
 from mnemoscope.flows.scores import choose, methods_of, score_rows, union
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
+from mnemoscope.ranking.metrics import FPR
+from mnemoscope.reporting.export import csv
+from mnemoscope.reporting.scores import RECOMMENDED
 from mnemoscope.runs.execute import UNIT, Rows, Unit, chunk_of, execute, size_of, units_of
 from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
 from mnemoscope.runs.manifest import Manifest, packages
@@ -67,11 +72,20 @@ class Detection(Recipe, Source):
         "Initial noise: shared among prompts (half of the first call is then computed once), "
         "independent for every prompt, or fresh for every row of the list.",
     )
+    prompt: tuple[str, ...] = option((), "Prompt; give it several times for several.")
     prompts: str | Path | None = option(
         None, "Prompt file or image folder; the embedded model brings its own."
     )
     detectors: tuple[str, ...] = option(
-        ("first-step",), "Detectors, comma-separated; 'first-step', 'free' or 'all' are many."
+        (RECOMMENDED,), "Detectors, comma-separated; 'first-step', 'free' or 'all' are many."
+    )
+    ordinary: str | Path | None = option(
+        None,
+        "A run folder of ordinary prompts, that of bench detectors, or a calibration file, of the "
+        "same model: says how high a score is.",
+    )
+    false_positives: float = option(
+        FPR, "Share of ordinary prompts that may be flagged as memorized."
     )
     seeds: int = option(4, "Samples a prompt.")
     out: str | Path | None = option(
@@ -87,10 +101,15 @@ class Detection(Recipe, Source):
             InputError: If a value is out of range.
         """
         super().__post_init__()
+        if isinstance(self.prompt, str):
+            object.__setattr__(self, "prompt", (self.prompt,))
         brought(self)
-        if self.out is not None and Path(self.out).suffix not in ("", *FORMATS):
+        of_one_kind(self)
+        if self.out is not None and not _is_folder(Path(self.out)):
+            _checked_ending(Path(self.out), ", or a folder")
+        if not 0 < self.false_positives < 1:
             raise InputError(
-                f"cannot write {str(self.out)!r}; expected {', '.join(FORMATS)}, or a folder"
+                f"false positives {self.false_positives} given; expected a share between 0 and 1"
             )
 
     @classmethod
@@ -100,7 +119,18 @@ class Detection(Recipe, Source):
         Raises:
             InputError: If a value does not fit.
         """
-        return cls(**values_of(cls, options))
+        texts = tuple(options.get("prompt") or ())
+        return cls(**values_of(cls, {**options, "prompt": texts}))
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a path names a folder: one that is there, or one without an ending, as sd1.4."""
+    return path.is_dir() or not path.suffix.strip(".0123456789")
+
+
+def _checked_ending(path: Path, more: str = "") -> None:
+    if path.suffix not in FORMATS:
+        raise InputError(f"cannot write {str(path)!r}; expected {', '.join(FORMATS)}{more}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +140,10 @@ class Scores:
     Attributes:
         table: Rows of table `scores`, prompt by prompt.
         prompt_ids: The prompts, in order.
+        texts: Their texts, in order; a column, since a list of any length is scored.
         detectors: The detectors, in order.
+        recipe: How they were sampled, as a row of table `recipes`.
+        ordinary: Scores of ordinary prompts, by detector, where they are known.
         network_calls: Network calls that were made, evaluations only; what an interrupted run had
             made before is not counted again.
         truncated: Prompts longer than the model's window, of which only the beginning was seen.
@@ -118,7 +151,10 @@ class Scores:
 
     table: pa.Table
     prompt_ids: tuple[str, ...]
+    texts: pa.ChunkedArray
     detectors: tuple[Detector, ...]
+    recipe: Mapping[str, Any]
+    ordinary: Mapping[str, Ordinary]
     network_calls: int
     truncated: tuple[str, ...]
 
@@ -137,32 +173,56 @@ class Scores:
         each = values.reshape(len(self.prompt_ids), -1)[:, names.index(detector)]
         return float(each.mean())
 
+    def told(self) -> pa.Table:
+        """Return the table with the caption beside its name, and what ordinary scores say.
+
+        `above` is the share of ordinary prompts that score lower, `flagged` whether the score
+        exceeds the threshold; both are null where that is not known.
+        """
+        places = np.repeat(np.arange(len(self.prompt_ids)), len(self.detectors))
+        table = self.table.add_column(1, "prompt", self.texts.take(pa.array(places)))
+        if not self.ordinary:
+            return table
+        above: list[float | None] = []
+        flagged: list[bool | None] = []
+        for row in self.table.select(["detector", "score"]).to_pylist():
+            known = None if row["score"] is None else self.ordinary.get(row["detector"])
+            above.append(None if known is None else known.above(row["score"]))
+            flagged.append(None if known is None else known.flagged(row["score"]))
+        at = table.column_names.index("score") + 1
+        table = table.add_column(at, "above", pa.array(above, pa.float64()))
+        return table.add_column(at + 1, "flagged", pa.array(flagged, pa.bool_()))
+
     def write(self, path: str | Path) -> None:
-        """Write the table as .parquet, .csv or .jsonl.
+        """Write what a reader is told as .parquet, .csv or .jsonl.
 
         Raises:
             InputError: If the ending is another.
         """
         path = Path(path)
-        if path.suffix not in FORMATS:
-            raise InputError(f"cannot write {str(path)!r}; expected {', '.join(FORMATS)}")
-        sink = io.BytesIO()
-        if path.suffix == ".parquet":
-            pq.write_table(self.table, sink, compression="zstd")
-        elif path.suffix == ".csv":
-            pcsv.write_csv(self.table, sink)
-        else:
-            for row in self.table.to_pylist():
-                sink.write(json.dumps(row).encode() + b"\n")
-        write_atomically(path, sink.getvalue())
+        _checked_ending(path)
+        write_atomically(path, encoded(self.told(), path.suffix))
+
+
+def encoded(table: pa.Table, ending: str) -> bytes:
+    """Return a table as the bytes of a file with one of the endings in `FORMATS`."""
+    if ending == ".csv":
+        return csv(table).encode("utf-8", "replace")
+    if ending == ".jsonl":
+        return b"".join(json.dumps(row).encode() + b"\n" for row in table.to_pylist())
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def detect(
-    model: Model | str,
+    model: Any,
     prompts: Sequence[str | Prompt] | PromptList | str | Path | None = None,
     *,
-    detectors: Sequence[str | Detector] | str | Detector = ("first-step",),
+    detectors: Sequence[str | Detector] | str | Detector = (RECOMMENDED,),
     out: str | Path | None = None,
+    ordinary: str | Path | None = None,
+    false_positives: float = FPR,
     notify: Notify | None = None,
     progress: bool = False,
     **options: Any,
@@ -170,11 +230,14 @@ def detect(
     """Score prompts by how memorized they are.
 
     Args:
-        model: The model, or its name.
+        model: The model, its name, or a pipeline object.
         prompts: Prompts, or a prompt file; those the embedded model brings where not given.
-        detectors: Names or instances; "first-step" (the default), "free" and "all" stand for many.
+        detectors: Names or instances; "first-step", "free" and "all" stand for many.
         out: Run folder that holds the scores so far, from which the same question goes on after an
             interruption; a temporary one where not given.
+        ordinary: A run folder of ordinary prompts, that of `bench detectors`, or a calibration
+            file, of the same model: says how high scores are.
+        false_positives: Share of ordinary prompts that may be flagged as memorized.
         notify: Told the price, and what to mind.
         progress: Whether to draw a progress bar on standard error.
         **options: Further fields of `Detection`: seeds, guidance, steps, scheduler, seed, noise ...
@@ -185,31 +248,49 @@ def detect(
     Raises:
         InputError: If a prompt, a detector or an option cannot be used.
         ModelError: If the model cannot do what is asked.
-        RunError: If the folder is of another detection, in use, or cannot be written.
+        RunError: If a folder is of another detection or model, in use, or cannot be written.
     """
     chosen = choose(detectors)
     if not chosen:
         raise InputError("no detector given, and there is nothing to do without")
-    asked = _asked(model, chosen, options)
+    asked = _asked(model, chosen, options, ordinary=ordinary, false_positives=false_positives)
+    _enough(chosen, asked.seeds)
     held = listed(prompts, asked.model)
+    reference = None if ordinary is None else Known.of(ordinary)
     with _folder(out) as folder:
-        known = loaded(asked) if isinstance(model, str) else model
+        known = opened(model, asked)
         with tqdm(total=len(held), unit="prompt", disable=not progress, delay=DELAY) as bar:
             worker = DetectionWorker(asked, known, chosen, held, folder)
+            scale = worker.held_to(reference, false_positives)
             _score_all(worker, held, folder, notify or (lambda line: None), bar)
-        return _read(open_run(folder), chosen, worker.bank.network.rows)
+        return _read(open_run(folder), worker, scale)
 
 
-def _asked(model: Model | str, chosen: Sequence[Detector], options: Mapping[str, Any]) -> Detection:
-    name = model if isinstance(model, str) else model.name
+HANDED = ("model", "prompt", "prompts", "detectors", "out", "ordinary", "false_positives")
+"""Fields of `Detection` that `detect` takes as arguments of its own."""
+
+
+def _asked(
+    model: Any, chosen: Sequence[Detector], options: Mapping[str, Any], **handed: Any
+) -> Detection:
     known = Detection.__dataclass_fields__
     for option_name in options:
-        if option_name not in known or option_name in ("model", "prompts", "detectors", "out"):
+        if option_name not in known or option_name in HANDED:
             raise InputError(
                 f"detect takes no option {option_name!r}; it takes "
-                f"{', '.join(sorted(set(known) - {'model', 'prompts', 'detectors', 'out'}))}"
+                f"{', '.join(sorted(set(known) - set(HANDED)))}"
             )
-    return Detection(model=name, detectors=tuple(d.name for d in chosen), **options)
+    names = tuple(detector.name for detector in chosen)
+    return Detection(model=name_of(model), detectors=names, **options, **handed)
+
+
+def _enough(chosen: Sequence[Detector], seeds: int) -> None:
+    """Refuse what no detector could score, before anything is computed."""
+    fewest = min(detector.needs.seeds for detector in chosen)
+    if seeds < fewest:
+        raise InputError(
+            f"seeds {seeds} given; {', '.join(d.name for d in chosen)} takes at least {fewest}"
+        )
 
 
 @contextmanager
@@ -259,6 +340,14 @@ class DetectionWorker:
             accelerator=model.device.type != "cpu",
         )
         self.chunk = size_of(folder, usual)
+
+    def held_to(self, reference: Known | None, rate: float) -> dict[str, Ordinary]:
+        """Return the ordinary scores that these are held to, by detector."""
+        if reference is None:
+            return {}
+        names = [detector.name for detector in self.detectors]
+        seeds, recipe = self.bank.seeds, self.bank.recipe
+        return reference.held(names, self.model.digest, recipe, seeds, rate)
 
     def warm(self) -> None:
         """Compute what depends on no prompt."""
@@ -367,16 +456,25 @@ def _score_all(
 def _price(worker: DetectionWorker, prompts: PromptList) -> str:
     bank = worker.bank
     each = price_in(bank, worker.pieces).calls
+    detectors = [detector.name for detector in worker.detectors]
     return (
-        f"{len(prompts)} prompts x {bank.seeds} seeds x {len(worker.detectors)} detectors, "
+        f"{len(prompts)} prompts x {bank.seeds} seeds x "
+        f"{detectors[0] if len(detectors) == 1 else f'{len(detectors)} detectors'}, "
         f"{each * len(prompts):,} network calls, {worker.length} of {bank.calls} calls of the "
         f"path, on {bank.model.device}"
     )
 
 
-def _read(run: Run, chosen: Sequence[Detector], network_calls: int) -> Scores:
+def _read(run: Run, worker: DetectionWorker, ordinary: Mapping[str, Ordinary]) -> Scores:
     """Read the scores of a finished detection."""
-    held = run.table("prompts", ["prompt_id", "truncated"])
-    names = tuple(held["prompt_id"].to_pylist())
-    truncated = tuple(held.filter(held["truncated"])["prompt_id"].to_pylist())
-    return Scores(run.table("scores"), names, tuple(chosen), network_calls, truncated)
+    held = run.table("prompts", ["prompt_id", "prompt", "truncated"])
+    return Scores(
+        run.table("scores"),
+        tuple(held["prompt_id"].to_pylist()),
+        held["prompt"],
+        worker.detectors,
+        worker.bank.recipe.row,
+        ordinary,
+        worker.bank.network.rows,
+        tuple(held.filter(held["truncated"])["prompt_id"].to_pylist()),
+    )

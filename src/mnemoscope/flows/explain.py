@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mnemoscope.core.explanation import Explanation, Token
-from mnemoscope.data.prompts import Prompt
+from mnemoscope.data.prompts import Prompt, named
 from mnemoscope.errors import InputError, ModelError, did_you_mean
 from mnemoscope.evidence import Absent, Bank
 from mnemoscope.evidence.gather import gather, sit
@@ -32,8 +32,15 @@ from mnemoscope.evidence.pieces.maps import Maps
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.token_attention import TokenAttention
 from mnemoscope.evidence.pieces.token_gradient import TokenGradient
-from mnemoscope.flows.options import brought, listed, loaded, recipe_of, values_of
-from mnemoscope.models.base import Model
+from mnemoscope.flows.options import (
+    brought,
+    listed,
+    name_of,
+    of_one_kind,
+    opened,
+    recipe_of,
+    values_of,
+)
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.sampling.recipe import Recipe
@@ -64,10 +71,9 @@ class Explaining(Recipe, Source):
         brought(self)
         if self.probes < 1:
             raise InputError(f"probes {self.probes} given; expected at least 1")
-        if self.prompt and (self.prompts is not None or self.ids):
-            raise InputError("--prompt was given with --prompts or --ids; give one or the other")
-        if any(not text.strip() for text in self.prompt):
-            raise InputError("a blank --prompt was given; expected text")
+        of_one_kind(self)
+        if Path(self.out).is_file():
+            raise InputError(f"{str(self.out)!r} is a file; give a folder with --out")
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "Explaining":
@@ -87,7 +93,7 @@ class Explaining(Recipe, Source):
             InputError: If none was named, or one is not in the list.
         """
         if self.prompt:
-            return [Prompt(f"{at:05d}", text) for at, text in enumerate(self.prompt)]
+            return list(named(self.prompt))
         if not self.ids:
             raise InputError(
                 "no prompt was named; give --prompt TEXT, or --ids of a list's prompts"
@@ -100,14 +106,14 @@ class Explaining(Recipe, Source):
 
 
 def explain(
-    model: Model | str,
+    model: Any,
     prompt: str | Prompt,
     **options: Any,
 ) -> Explanation:
     """Explain one prompt.
 
     Args:
-        model: The model, or its name.
+        model: The model, its name, or a pipeline object.
         prompt: The prompt.
         **options: Fields of `Explaining`: seeds, guidance, steps, scheduler, seed, probes ...
 
@@ -117,10 +123,9 @@ def explain(
     Raises:
         ModelError: If the model is not guided by token embeddings.
     """
-    name = model if isinstance(model, str) else model.name
-    asked = Explaining(model=name, **options)
-    known = loaded(asked) if isinstance(model, str) else model
-    whole = prompt if isinstance(prompt, Prompt) else Prompt("prompt", prompt)
+    asked = Explaining(model=name_of(model), **options)
+    known = opened(model, asked)
+    whole = named([prompt])[0]
     bank = Bank(known, recipe_of(asked, known), asked.seeds, asked.batch)
     attention, curvature = TokenAttention(None), Curvature(asked.probes)
     gradient = TokenGradient()

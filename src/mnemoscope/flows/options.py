@@ -1,16 +1,17 @@
 """What the options of several flows share: reading them from text, and naming a model and a list.
 
-Contents: `values_of`, `given`, `resolved`, `recipe_of`, `listed`, `loaded`.
+Contents: `values_of`, `brought`, `given`, `resolved`, `recipe_of`, `listed`, `loaded`, `name_of`,
+`opened` and `as_model`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
-from mnemoscope.errors import InputError
+from mnemoscope.data.prompts import SUFFIXES, Prompt, PromptList, named, read_prompts
+from mnemoscope.errors import InputError, ModelError
 from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.mitigations import parse
 from mnemoscope.models.base import Model
@@ -19,7 +20,7 @@ from mnemoscope.models.source import Source
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 
-PATHS = ("prompts", "out", "sscd", "lora", "vae", "save")
+PATHS = ("prompts", "out", "sscd", "lora", "vae", "save", "ordinary", "study")
 """Options that name a file or folder."""
 
 
@@ -45,13 +46,15 @@ def _value(of: Field[Any], value: Any) -> Any:
     if of.type == tuple[str, ...]:
         return parts(value)
     if of.type == tuple[float, ...]:
-        try:
-            return tuple(map(float, parts(value)))
-        except ValueError as error:
-            raise InputError(
-                f"{of.name} {value!r} given; expected numbers such as 1,7.5"
-            ) from error
+        return _numbers(of.name, value)
     return value
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, parts(text)))
+    except ValueError as error:
+        raise InputError(f"{name} {text!r} given; expected numbers such as 1,7.5") from error
 
 
 def parts(text: str) -> tuple[str, ...]:
@@ -67,14 +70,25 @@ def brought(options: Any) -> None:
     """Bring the values of a frozen dataclass of options to their types, and refuse what is none.
 
     Raises:
-        InputError: If a number is too small, or several values repeat one or are none.
+        InputError: If a number is too small, several values repeat one or are none, or the model is
+            no name.
     """
     for f in fields(options):
         value = getattr(options, f.name)
+        if f.name == "model" and isinstance(value, Path):
+            object.__setattr__(options, f.name, str(value))
+        elif f.name == "model" and not isinstance(value, str):
+            raise InputError(
+                f"a {type(value).__name__} was given as the model's name; options name a model, "
+                "and what is loaded already is handed over beside them: "
+                "run(Study(...), model=load_model(pipe)), detect(pipe, ...), explain(pipe, ...)"
+            )
         if f.name in PATHS and value is not None:
             object.__setattr__(options, f.name, str(value))
         if f.type == Intervention | None and isinstance(value, str):
             object.__setattr__(options, f.name, parse(value))
+        if f.type == tuple[float, ...] and isinstance(value, str):
+            object.__setattr__(options, f.name, _numbers(f.name, value))
         if f.type == tuple[float, ...] and isinstance(value, int | float):
             object.__setattr__(options, f.name, (float(value),))
         if f.type == tuple[str, ...] and isinstance(value, str):
@@ -88,6 +102,19 @@ def brought(options: Any) -> None:
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} given; expected at least 1")
+
+
+def of_one_kind(options: Any) -> None:
+    """Refuse prompts that are given in two ways, and blank ones.
+
+    Raises:
+        InputError: If they are.
+    """
+    rivals = [f"--{name}" for name in ("prompts", "ids") if hasattr(options, name)]
+    if options.prompt and any(getattr(options, name[2:]) for name in rivals):
+        raise InputError(f"--prompt was given with {' or '.join(rivals)}; give one or the other")
+    if any(not text.strip() for text in options.prompt):
+        raise InputError("a blank --prompt was given; expected text")
 
 
 def plain(value: Any) -> Any:
@@ -123,6 +150,38 @@ def loaded(options: Source) -> Model:
     return load_model(Source(**{f.name: getattr(options, f.name) for f in fields(Source)}))
 
 
+def name_of(model: Any) -> str:
+    """Return what a model is called: its name, or the kind of a pipeline object."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if isinstance(model, Source):
+        return model.model
+    return str(getattr(model, "name", type(model).__name__))
+
+
+def opened(model: Any, options: Source) -> Model:
+    """Return a model: loaded by its name as options say, or made of what is loaded already.
+
+    Raises:
+        ModelError: If there is no such model, or options ask something of one that is loaded.
+    """
+    if isinstance(model, str | Path):
+        return loaded(options)
+    if isinstance(model, Source):
+        return load_model(model)
+    held = {f.name for f in fields(Source)} - {"model"}
+    if asked := sorted(held & given(options).keys()):
+        raise ModelError(
+            f"{name_of(model)!r} is loaded already; give {', '.join(asked)} to load_model"
+        )
+    return as_model(model)
+
+
+def as_model(model: Any) -> Model:
+    """Return what is loaded already as a model."""
+    return model if isinstance(model, Model) else load_model(model)
+
+
 def listed(
     prompts: str | Path | PromptList | Sequence[str | Prompt] | None, model: str
 ) -> PromptList:
@@ -138,9 +197,15 @@ def listed(
     if isinstance(prompts, PromptList):
         return prompts
     if isinstance(prompts, str | Path):
-        return read_prompts(prompts)
+        path = Path(prompts)
+        if not path.exists() and path.suffix.lower() not in SUFFIXES:
+            raise InputError(
+                f"no prompt file or folder {str(prompts)!r}; give a text itself with --prompt, and "
+                "in Python as a list"
+            )
+        return read_prompts(path)
     if prompts is not None:
-        return PromptList.of(_named(prompts))
+        return PromptList.of(named(prompts))
     if model.startswith("embedded"):
         return PromptList.of(embedded_prompts())
     meant = get_close_matches(model, ("embedded", "embedded:base"), n=1)
@@ -148,14 +213,3 @@ def listed(
     raise InputError(
         f"model {model!r} brings no prompts of its own; give a file with --prompts.{hint}"
     )
-
-
-def _named(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
-    """Return prompts with names; a text is named by its place."""
-    found = tuple(
-        prompt if isinstance(prompt, Prompt) else Prompt(f"p{at:05d}", prompt)
-        for at, prompt in enumerate(prompts)
-    )
-    if not found:
-        raise InputError("no prompt given; expected at least one")
-    return found

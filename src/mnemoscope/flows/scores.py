@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.detectors import Detector, all_detectors, get_detector
-from mnemoscope.errors import InputError
+from mnemoscope.errors import InputError, did_you_mean
 from mnemoscope.evidence import Bank, Evidence, MissingEvidence, Piece, Price, price_in
 from mnemoscope.evidence.piece import NO_IMAGE
 from mnemoscope.models.base import Model
@@ -22,6 +22,9 @@ from mnemoscope.runs.tables import TABLES
 
 NONE = "none"
 """Stands for no detector."""
+
+MANY = ("all", "first-step", "free")
+"""What stands for many."""
 
 
 def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, ...]:
@@ -45,10 +48,20 @@ def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, 
         elif name == "free":
             found |= {d.name: d for d in all_detectors() if free(d)}
         elif name != NONE:
-            found[name] = get_detector(name)
+            found[name] = _named(name)
     if not found and NONE not in asked:
         raise InputError("no detector given; expected names, 'first-step', 'free' or 'all'")
     return tuple(found.values())
+
+
+def _named(name: str) -> Detector:
+    known = [detector.name for detector in all_detectors()]
+    if name not in known:
+        raise InputError(
+            did_you_mean(name, (*MANY, NONE, *known), "detector")
+            + " `mnemoscope list detectors` says what each takes."
+        )
+    return get_detector(name)
 
 
 def free(detector: Detector) -> bool:

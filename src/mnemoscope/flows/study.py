@@ -34,6 +34,7 @@ from mnemoscope.evidence.pieces.probed import Probed
 from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.options import (
+    as_model,
     brought,
     given,
     listed,
@@ -159,7 +160,7 @@ class Study(Sampling, Source):
 def run(
     study: Study,
     *,
-    model: Model | None = None,
+    model: Any = None,
     notify: Notify | None = None,
     progress: bool = False,
 ) -> Run:
@@ -167,7 +168,7 @@ def run(
 
     Args:
         study: The study.
-        model: Its model, if it is loaded already.
+        model: Its model, if it is loaded already; a pipeline object does as well.
         notify: Told the price first, then what was found on disk and what is done.
         progress: Whether to draw a progress bar on standard error.
 
@@ -184,7 +185,7 @@ def run(
     prompts, known = _prompts(study)
     detectors = choose(study.detectors)
     measures = {name: _similarity(study, name) for name in study.similarity}
-    model = model or loaded(study)
+    model = loaded(study) if model is None else as_model(model)
     with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False, delay=DELAY) as bar:
         worker = StudyWorker(study, model, detectors, lambda rows: _update(bar, rows))
         worker.know(prompts, References(known, model.image_size), measures)

@@ -172,7 +172,10 @@ def _named(source: Source) -> Model:
         for part, network in _networks(pipeline):
             network.to(device, dtype if part in NETWORKS else torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    host = Host(pipeline, name, digest, device, dtype, source, size, source.true_guidance)
+    # Whoever reads the name must not take it for the model as published.
+    changed = [Path(part).name for part in (source.lora, source.vae) if part is not None]
+    told = " with ".join([name, " and ".join(changed)] if changed else [name])
+    host = Host(pipeline, told, digest, device, dtype, source, size, source.true_guidance)
     return family_of(type(pipeline)).wrap(host)
 
 

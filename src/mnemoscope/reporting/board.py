@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mnemoscope.core.panels import Points, Role, ScatterPanel
 from mnemoscope.errors import RunError
 from mnemoscope.reporting.text import number, visible
-from mnemoscope.runs.folder import Run
+from mnemoscope.runs.folder import Run, decoded
 from mnemoscope.runs.tables import TABLES
 
 RANKING, FACTS = "ranking.parquet", "bench.json"
@@ -134,8 +133,7 @@ def board(run: Run, folder: str | Path | None) -> Board | None:
         facts = json.loads((at / FACTS).read_bytes())
         digest = facts["model"]["digest"]
         told = {name: facts[name] for name in TOLD}
-        with pq.ParquetFile(at / RANKING) as file:
-            table = file.read(use_threads=False)
+        table = decoded((at / RANKING).read_bytes())
         rows = table.cast(TABLES["ranking"].schema).to_pylist()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise RunError(

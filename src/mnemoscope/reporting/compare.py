@@ -36,7 +36,7 @@ from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
 from mnemoscope.reporting import figures
 from mnemoscope.reporting.explorer import card
-from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment, measure_of
+from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
 from mnemoscope.reporting.text import interval, number, visible
 from mnemoscope.reporting.verdict import Row, verdict

@@ -16,7 +16,7 @@ read no file: the frame posts its JSON to the page, which makes text and picture
 
 The same run gives the same bytes.
 
-Contents: `report`; `measure_of`, `environment`, `digest`, `command` and `Drawn`, which `compare`
+Contents: `report`; `environment`, `digest`, `command` and `Drawn`, which `compare`
 shares.
 """
 
@@ -47,7 +47,7 @@ from mnemoscope.reporting.quantities import quantities
 from mnemoscope.reporting.scores import RECOMMENDED, Scores, scores_of, shown_first, told
 from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
 from mnemoscope.reporting.text import interval, number, percent, visible
-from mnemoscope.reporting.verdict import Row, Verdict, verdict
+from mnemoscope.reporting.verdict import Row, Verdict, measure_of, verdict
 from mnemoscope.runs.folder import Run, write_atomically
 
 PARTS = resources.files("mnemoscope.reporting") / "templates"
@@ -174,21 +174,6 @@ def report(
             "or choose another folder"
         ) from error
     return target
-
-
-def measure_of(run: Run) -> str:
-    """Return the similarity measure that says what counts as memorized.
-
-    Raises:
-        RunError: If the run is no study.
-    """
-    measures = run.manifest.options.get("similarity")
-    if not measures:
-        raise RunError(
-            f"{str(run.path)!r} holds a {run.manifest.flow}, which compares no images; give the "
-            "folder of a study"
-        )
-    return str(measures[0])
 
 
 @dataclass(frozen=True)

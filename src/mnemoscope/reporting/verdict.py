@@ -9,7 +9,7 @@ One sentence a claim of the founding paper, each with population, measure, inter
 A sentence whose numbers a run does not hold says so, and prompts that cannot be judged are counted
 apart: they are not "not memorized".
 
-Contents: `Tally`, `Verdict`, `verdict`.
+Contents: `Tally`, `Verdict`, `verdict`; `verdict_of` a run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,10 @@ from statistics import median
 from typing import Any
 
 from mnemoscope.core.stats import Estimate, wilson
+from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE
 from mnemoscope.reporting.text import interval, number, percent, visible
+from mnemoscope.runs.folder import Run
 from mnemoscope.severity.null import FEWEST_IMAGES, FEWEST_PAIRS
 from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
 
@@ -160,6 +162,36 @@ def verdict(
     )
 
 
+def verdict_of(run: Run) -> Verdict:
+    """Find the verdict of a finished study.
+
+    Raises:
+        RunError: If the run is no study, or a table is damaged.
+
+    Source: ours.
+    """
+    names = ("prompts", "severity", "null", "convergence", "statistics")
+    prompts, severity, nulls, convergence, statistics = (
+        run.table(name).to_pylist() for name in names
+    )
+    return verdict(prompts, severity, nulls, convergence, statistics, measure_of(run))
+
+
+def measure_of(run: Run) -> str:
+    """Return the similarity measure that says what counts as memorized.
+
+    Raises:
+        RunError: If the run is no study.
+    """
+    measures = run.manifest.options.get("similarity")
+    if not measures:
+        raise RunError(
+            f"{str(run.path)!r} holds a {run.manifest.flow}, which compares no images; give the "
+            "folder of a study"
+        )
+    return str(measures[0])
+
+
 def _tally(label: str, prompts: Iterable[str], judged: Mapping[str, Judgement]) -> Tally:
     held = [judged[prompt] for prompt in prompts if prompt in judged]
     known = [found.memorized for found in held if isfinite(found.share)]
@@ -171,7 +203,7 @@ def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str
     if guidance is None:
         return (
             "The run holds no similarities to training images, so it cannot say which prompts "
-            "reproduce one."
+            "reproduce one. `mnemoscope detect` scores prompts without images."
         )
     if not tallies:
         return (

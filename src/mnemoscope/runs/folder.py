@@ -13,7 +13,7 @@ differs from its commit is set aside as `*.corrupt` when the study resumes.
 
 A view of a table has the guidance scale beside the recipe of each row.
 
-Contents: `Run` and `open_run` to read, `Writer` to write.
+Contents: `Run`, `open_run` and `decoded` to read, `Writer` to write.
 """
 
 import hashlib
@@ -484,6 +484,19 @@ def _encode(table: Table, rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def decoded(data: bytes) -> pa.Table:
+    """Return the table that a Parquet file holds; no thread is started.
+
+    Raises:
+        ArrowException: If it is damaged.
+    """
+    # Arrow's pools read what is a Python file, and what they are asked to read in parallel. One of
+    # their threads that still wants Python's lock when the interpreter ends aborts the process.
+    source = pa.BufferReader(data)
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
+
+
 def _read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) -> pa.Table:
     path = folder / name / f"{unit}.parquet"
     try:
@@ -492,10 +505,7 @@ def _read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) ->
             raise RunError(
                 f"{str(path)!r} differs from what was written; run the study again to replace it"
             )
-        # Without threads, and not through pyarrow.dataset: a pool that is still winding down when
-        # Python ends can abort the process.
-        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
-            return file.read(use_threads=False)
+        return decoded(data)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
 

@@ -19,7 +19,10 @@ Flow = Literal["study", "detection"]
 UNASKED: dict[str, Any] = {"filmstrip": 0}
 """Options that folders may lack, since they came later, and what was done then."""
 
-FREE = ("batch", "device", "out", "prompts", "model", "lora", "vae", "variant")
+FREE = (
+    "batch", "device", "out", "prompt", "prompts", "model", "lora", "vae", "variant", "ordinary",
+    "false_positives",
+)  # fmt: skip
 """Options that may differ when a run goes on: the same tables come out. What a model or a list is
 called does not matter; what it holds does, and has a digest."""
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 
 from mnemoscope.errors import InputError
 from mnemoscope.severity.grade import MASKED, Tables
+from mnemoscope.severity.null import FEWEST_IMAGES
 
 MEMORIZED_SHARE = 0.5
 """Share of a prompt's samples above threshold from which on it counts as memorized."""
@@ -203,8 +204,10 @@ def require_both(truth: Truth) -> None:
     yes, no = truth.count(truth.judged)
     if not yes or not no:
         raise InputError(
-            f"{yes} memorized prompts and {no} others at a cut of {truth.cut:g}; "
-            "a ranking needs both classes: add prompts, or another cut"
+            f"{yes} memorized prompts and {no} others at a cut of {truth.cut:g}, and "
+            f"{int((~truth.judged).sum())} that are not judged; a ranking needs both classes: add "
+            f"prompts, or another cut (judging takes {FEWEST_IMAGES} training images of different "
+            "prompts)"
         )
 
 
