@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnemoscope.data.prompts import Prompt
+from mnemoscope.data.prompts import Prompt, load_prompts
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.flows.explain import Explaining, explain
 from mnemoscope.models import load_model
@@ -165,7 +165,9 @@ def test_options_say_which_prompts_are_meant(tmp_path):
     )
     asked = Explaining(model="x", prompts=tmp_path / "list.jsonl", ids=("dog", "cat"))
     assert [one.text for one in asked.chosen()] == ["a dog", "a cat"]
-    assert Explaining(prompt=("a", "b")).chosen() == [Prompt("00000", "a"), Prompt("00001", "b")]
+    (tmp_path / "list.txt").write_text("b\na\n")
+    # A text has the name it has in a file, wherever it stands.
+    assert Explaining(prompt=("a", "b")).chosen() == [*load_prompts(tmp_path / "list.txt")][::-1]
     with pytest.raises(InputError, match="Did you mean 'cat'"):
         Explaining(model="x", prompts=tmp_path / "list.jsonl", ids=("cot",)).chosen()
     with pytest.raises(InputError, match="no prompt was named"):
