@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnemoscope.data.prompts import Prompt, load_prompts
+from mnemoscope.data.prompts import load_prompts
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.flows.explain import Explaining, explain
 from mnemoscope.models import load_model

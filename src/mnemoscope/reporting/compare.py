@@ -39,7 +39,7 @@ from mnemoscope.reporting.explorer import card
 from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
 from mnemoscope.reporting.text import interval, number, visible
-from mnemoscope.reporting.verdict import Row, verdict
+from mnemoscope.reporting.verdict import Row, measure_of, verdict
 from mnemoscope.runs.folder import Run, write_atomically
 from mnemoscope.severity.truth import judge
 
