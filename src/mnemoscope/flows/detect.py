@@ -458,7 +458,7 @@ def _price(worker: DetectionWorker, prompts: PromptList) -> str:
     each = price_in(bank, worker.pieces).calls
     detectors = [detector.name for detector in worker.detectors]
     return (
-        f"{len(prompts)} prompts x {bank.seeds} seeds x "
+        f"{len(prompts)} prompt{'s' * (len(prompts) != 1)} x {bank.seeds} seeds x "
         f"{detectors[0] if len(detectors) == 1 else f'{len(detectors)} detectors'}, "
         f"{each * len(prompts):,} network calls, {worker.length} of {bank.calls} calls of the "
         f"path, on {bank.model.device}"
