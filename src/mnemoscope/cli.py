@@ -6,7 +6,7 @@ hints go to standard error.
 Exit status::
 
     0    done                          2    wrong input; the message says what to do
-    3    done, but some samples are not finite or failed
+    3    done, but some samples are not finite or failed, or a run is not whole
     129, 130, 143    interrupted by SIGHUP, SIGINT, SIGTERM
 """
 
@@ -557,6 +557,26 @@ def _list_detectors() -> None:
         _table(head, rows)
 
 
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rebuild a damaged manifest from its copy first.")
+    ] = False,
+) -> None:
+    """Compare every file of a run with its digest, and say what is whole."""
+    from mnemoscope.runs.folder import repair as rebuild
+    from mnemoscope.runs.verify import verify as examine
+
+    if repair:
+        rebuild(run)
+    found = examine(run)
+    typer.echo(str(found))
+    if not found.ok:
+        raise typer.Exit(3)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

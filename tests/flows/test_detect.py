@@ -14,7 +14,8 @@ from mnemoscope.flows.detect import Detection, detect
 from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.models import load_model
 from mnemoscope.reporting.scores import RECOMMENDED
-from mnemoscope.runs.folder import decoded, open_run
+from mnemoscope.runs.folder import open_run
+from mnemoscope.runs.parts import decode
 from mnemoscope.runs.tables import TABLES
 from tests.tiny import tiny_pipeline
 
@@ -150,7 +151,7 @@ def test_scores_are_written_in_three_formats(oracle, tmp_path):
     for ending in ("parquet", "csv", "jsonl"):
         scored.write(tmp_path / f"scores.{ending}")
     wanted = scored.table["score"].to_pylist()
-    written = decoded((tmp_path / "scores.parquet").read_bytes())
+    written = decode((tmp_path / "scores.parquet").read_bytes())
     assert written["prompt"].to_pylist() == ["target 0"] * 2 + ["target 1"] * 2
     assert written.drop_columns("prompt").equals(scored.table)
     assert pcsv.read_csv(tmp_path / "scores.csv")["score"].to_pylist() == pytest.approx(wanted)

@@ -76,32 +76,52 @@ def test_a_unit_is_a_batch_unless_the_tape_would_be_too_large():
 
 
 class Working:
-    """A worker whose rows are the names of its prompts; notes what it does in which thread."""
+    """A worker whose rows are the names of its prompts; notes what it does in which thread.
 
-    def __init__(self, fails=None, stops=None):
-        self.fails, self.stops = fails, stops
+    Args:
+        fails: Unit whose rows cannot be written.
+        stops: Unit at which it is interrupted.
+        breaks: What goes wrong with one prompt: a step, and the prompt.
+    """
+
+    def __init__(self, fails=None, stops=None, breaks=None):
+        self.fails, self.stops, self.breaks = fails, stops, breaks
         self.done = []
+
+    def break_at(self, step, names):
+        if self.breaks and self.breaks[0] == step and self.breaks[1] in names:
+            raise ValueError(f"cannot {step}")
 
     def gather(self, unit):
         if unit.name == self.stops:
             raise KeyboardInterrupt
+        self.break_at("gather", [prompt.prompt_id for prompt in unit.prompts])
         self.done.append(("gather", unit.name, threading.current_thread().name))
         return [prompt.prompt_id for prompt in unit.prompts]
 
     def reduce(self, unit, gathered):
         if unit.name == self.fails:
             raise RunError("no space")
+        self.break_at("reduce", gathered)
         self.done.append(("reduce", unit.name, threading.current_thread().name))
+        return self.rows(unit, "ok")
+
+    def failed(self, unit, error):
+        assert len(unit.prompts) == 1
+        return self.rows(unit, "error", str(error))
+
+    def rows(self, unit, status, reason=None):
         rows = [
             {
-                "prompt_id": name,
+                "prompt_id": prompt.prompt_id,
                 "seed": 0,
                 "recipe": unit.recipe.key,
-                "status": "ok",
+                "status": status,
+                "reason": reason,
                 "network_calls": 1,
                 "seconds": 0.0,
             }
-            for name in gathered
+            for prompt in unit.prompts
         ]
         return {"samples": TABLES["samples"].of_rows(rows)}
 
@@ -150,6 +170,26 @@ def test_what_was_gathered_before_an_interruption_is_kept(tmp_path, overlap):
     with pytest.raises(KeyboardInterrupt):
         done(tmp_path, Working(stops=third), units(), overlap=overlap)
     assert open_run(tmp_path).commits().keys() == {unit.name for unit in units()[:2]}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("step", ["gather", "reduce"])
+@pytest.mark.parametrize("victim", ["p0", "p3", "p5"])
+def test_an_error_in_one_prompt_marks_it_alone(tmp_path, overlap, step, victim):
+    run = done(tmp_path, Working(breaks=(step, victim)), units(), overlap=overlap)
+    rows = run.table("samples").to_pylist()
+    assert [row["prompt_id"] for row in rows] == [f"p{at}" for at in range(6)]
+    bad = {row["prompt_id"]: row["reason"] for row in rows if row["status"] != "ok"}
+    assert bad == {victim: f"cannot {step}"}
+    assert run.commits().keys() == {unit.name for unit in units()}
+
+
+def test_a_part_of_a_unit_knows_its_places():
+    unit = list(units_of(listed(), RECIPES[:1], 5))[2]
+    part = unit.part([1, 2])
+    assert part.name == unit.name
+    assert [prompt.prompt_id for prompt in part.prompts] == ["p11", "p12"]
+    assert list(part.places) == [11, 12]
 
 
 def test_a_unit_of_one_prompt_at_the_end():

@@ -386,5 +386,11 @@ def test_constants_come_back_and_damage_is_noticed(tmp_path):
     assert torch.equal(run.mean, torch.arange(5.0))
     assert run.exact is None
     (tmp_path / "constants.safetensors").write_bytes(b"short")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match="differs"):
         _ = open_run(tmp_path).mean
+    (tmp_path / "constants.safetensors").unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        _ = open_run(tmp_path).mean
+    with Writer.open(tmp_path, manifest()) as writer:
+        assert writer.finished() == set()
+    assert open_run(tmp_path).mean is None

@@ -35,9 +35,11 @@ ImageSource = Path | Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded, in pixels; 64 MP take 0.8 GB as float32."""
+"""Largest picture that is decoded, in pixels; 64 MP take 0.8 GB as float32, 1.9 GB while read."""
 MAX_BYTES = 256 * 2**20
 """Largest file that is read, in bytes: 64 MP of uncompressed RGBA."""
+ROWS = 256
+"""Rows of pixels that are rounded to 8 bits at a time."""
 BACKGROUND = (255, 255, 255)
 """What transparent pixels lie on; white, as when web images are flattened for training."""
 THUMBNAIL_SIDE = 256
@@ -134,8 +136,9 @@ def load_mask(source: ImageSource, *, root: Path | None = None) -> Mask:
 def pixels_id(pixels: Pixels) -> str:
     """Return the first 16 hex digits of the SHA-256 of size and 8-bit values."""
     eight_bit = _eight_bit(pixels)
-    size = "x".join(map(str, eight_bit.shape))
-    return hashlib.sha256(size.encode() + eight_bit.tobytes()).hexdigest()[:16]
+    content = hashlib.sha256("x".join(map(str, eight_bit.shape)).encode())
+    content.update(eight_bit.data)
+    return content.hexdigest()[:16]
 
 
 def checked_pixels(pixels: Tensor) -> Pixels:
@@ -248,7 +251,12 @@ def _named(source: ImageSource) -> str:
 
 
 def _eight_bit(pixels: Pixels) -> np.ndarray:
-    return (pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    found = np.empty(tuple(pixels.shape), dtype=np.uint8)
+    # Some rows at a time: of a large picture one copy in float32 is enough.
+    for at in range(0, pixels.shape[1], ROWS):
+        rows = pixels[:, at : at + ROWS].detach().float().cpu()
+        found[:, at : at + ROWS] = (rows.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return found
 
 
 def resolve_inside(path: Path, root: Path | None) -> Path:
@@ -335,5 +343,7 @@ def _rgb(picture: Image.Image, name: str) -> Pixels:
 
 
 def _tensor(picture: Image.Image) -> Pixels:
-    values = np.asarray(picture).transpose(2, 0, 1).astype(np.float32) / 255
+    eight_bit = np.asarray(picture).transpose(2, 0, 1)
+    values = np.empty(eight_bit.shape, dtype=np.float32)
+    np.divide(eight_bit, np.float32(255), out=values)
     return torch.from_numpy(values)

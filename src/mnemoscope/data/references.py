@@ -5,7 +5,7 @@ Formulas::
     reference_id = name of the pixels (see `data.images`), so that equal pixels are one reference
     pixels       = those of the file, cropped and shrunk to the model's size where they are larger
     trained      = some prompt that is no control names the image
-    digest       = SHA-256 of the names, in order
+    digest       = SHA-256 of the names, in order, each with that of its mask where it has one
 
 Nothing is opened before it is asked for. The first question about the list as a whole opens every
 image once, to name it; after that, pixels are read anew whenever they are wanted, and only the
@@ -169,8 +169,8 @@ class References(Sequence[Reference]):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 over the names of the images."""
-        names = "\n".join(entry.reference_id for entry in self.entries)
+        """Return the SHA-256 over the names of the images, and over masks where there are any."""
+        names = "\n".join(map(_name, self.entries))
         return hashlib.sha256(names.encode()).hexdigest()
 
     def ids(self, prompt_id: str) -> list[str]:
@@ -262,6 +262,14 @@ class References(Sequence[Reference]):
 def _entry(image: TrainingImage, source: ImageSource, mask: ImageSource | None) -> Entry:
     height, width = image.pixels.shape[-2:]
     return Entry(image.reference_id, source, mask, image.digest, height, width, (), False)
+
+
+def _name(entry: Entry) -> str:
+    """Return what an entry is in the digest."""
+    if entry.mask is None:
+        return entry.reference_id
+    mask = hashlib.sha256(load_mask(entry.mask).contiguous().numpy().tobytes()).hexdigest()
+    return f"{entry.reference_id} {mask}"
 
 
 def _brought(mask: Mask, pixels: Pixels) -> Mask:

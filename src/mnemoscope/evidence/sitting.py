@@ -3,13 +3,13 @@
 Samples are numbered prompt by prompt, seeds within; a batch may cut through a prompt. A sample
 whose network failed, or whose numbers are not finite, is marked and disturbs no other.
 
-Contents: `Sitting`, `Outcome`.
+Contents: `Sitting`, `Outcome`, `told`.
 """
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from mnemoscope.core.predict import Prediction
 from mnemoscope.core.record import Recorder, Trajectory, join
 from mnemoscope.data.images import load_image
 from mnemoscope.data.prompts import Prompt
+from mnemoscope.errors import InputError
 from mnemoscope.evidence.bank import Bank
 from mnemoscope.sampling.attention import cross_attentions, watch
 from mnemoscope.sampling.batching import batched
@@ -56,6 +57,11 @@ class Looked:
 
     tokens: Float[Tensor, "sample call layer token"]
     ends: Float[Tensor, "sample height width"] | None
+
+
+def told(error: Exception) -> str:
+    """Say in one line what went wrong with a sample."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 class Sitting:
@@ -205,7 +211,11 @@ class Sitting:
         rows = torch.full((len(self.prompts), self.model.d), torch.nan)
         for row, prompt in enumerate(self.prompts):
             if prompt.images:
-                pixels = load_image(prompt.images[0]).pixels[None]
+                try:
+                    pixels = load_image(prompt.images[0]).pixels[None]
+                except InputError as error:
+                    # One image that cannot be read is its prompt's affair, and ends nothing else.
+                    raise OSError(str(error)) from error
                 encoded = self.model.encode_images(pixels.to(self.model.device))
                 rows[row] = encoded.flatten().float().cpu()
         return rows
@@ -221,16 +231,36 @@ class Sitting:
         return rows.reshape(-1, *self.model.latent_shape).to(self.noise)
 
     @torch.no_grad()
-    def decode(self, latents: Latents) -> Float[Tensor, "sample 3 height width"] | None:
-        """Decode latents that are finite; pictures of others are NaN. None where none is."""
+    def decode(
+        self, latents: Latents
+    ) -> tuple[Float[Tensor, "sample 3 height width"] | None, dict[int, Exception]]:
+        """Decode latents that are finite, a batch at a time.
+
+        Returns:
+            Pictures, those of others NaN; None where there is none. And the error of each sample
+            whose decoding failed.
+        """
         whole = torch.isfinite(latents).flatten(1).all(dim=1)
         images: Tensor | None = None
-        for rows in whole.nonzero()[:, 0].split(self.bank.batch):
-            part = self.model.decode(latents[rows].to(self.model.device)).float().cpu()
+        failed: dict[int, Exception] = {}
+
+        def decoded(rows: Sequence[int]) -> Float[Tensor, "row 3 height width"]:
+            return self.model.decode(latents[list(rows)].to(self.model.device)).float().cpu()
+
+        for rows, part in batched(whole.nonzero()[:, 0].tolist(), self.bank.batch, decoded):
+            if isinstance(part, Exception):
+                failed[rows[0]] = part
+                continue
             if images is None:
                 images = torch.full((len(latents), *part.shape[1:]), torch.nan)
-            images[rows.cpu()] = part
-        return images
+            images[list(rows)] = part
+        return images, failed
+
+    def mark(self, sample: int, status: str, reason: str) -> None:
+        """Mark a sample that came to nothing after its path was sampled."""
+        outcomes = list(self.outcomes)
+        outcomes[sample] = replace(outcomes[sample], status=status, reason=reason)
+        self.outcomes = tuple(outcomes)
 
     def _walk(self, attention: bool) -> None:
         """Sample the first calls of the path."""
@@ -244,8 +274,7 @@ class Sitting:
 
         for rows, found in batched(range(len(self.keys)), bank.batch, walk):
             if isinstance(found, Exception):
-                reason = f"{type(found).__name__}: {found}".splitlines()[0][:200]
-                outcomes[rows[0]] = Outcome("error", reason, 0.0)
+                outcomes[rows[0]] = Outcome("error", told(found), 0.0)
                 continue
             done.append((rows, found))
             calls = found.sampled.nonfinite.tolist()

@@ -9,14 +9,15 @@ every detector, rank. The folder then holds::
     agreement.parquet    table `agreement`
     leaderboard.md       the ranking to read
     auc-against-cost.*   the ranking to look at, PNG and PDF
-    bench.json           what was asked, how prompts were judged, how they were split
+    bench.json           what was asked, how prompts were judged, how they were split; SHA-256 of
+                         the tables, and its own
     scoring/             scores so far, with which an interrupted benchmark goes on; gone at the end
 
 Contents: `Benchmark`, `leaderboard`, `COMBINATIONS`.
 """
 
+import hashlib
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -50,7 +51,8 @@ from mnemoscope.ranking.rank import Ranking, rank
 from mnemoscope.reporting.board import PAIRS, Place
 from mnemoscope.reporting.board import picture as place_detectors
 from mnemoscope.reporting.figures import save
-from mnemoscope.runs.folder import Run, open_run, write_atomically
+from mnemoscope.runs.folder import Run, open_run
+from mnemoscope.runs.records import sealed, write_atomically
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.recipe import Recipe
 from mnemoscope.severity.truth import MEMORIZED_SHARE, require_both, truth_of
@@ -394,14 +396,17 @@ def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
             "judging": int((~half & truth.judged).sum()),
         },
     }
-    write_atomically(board.path / SCORES, encoded(_judged(board), ".parquet"))
+    scores = encoded(_judged(board), ".parquet")
+    write_atomically(board.path / SCORES, scores)
+    files = {SCORES: hashlib.sha256(scores).hexdigest()}
     for name, rows in (
-        ("ranking", board.ranking.rows()),
-        ("agreement", board.ranking.agreement_rows()),
+        ("ranking", TABLES["ranking"].of_rows(board.ranking.rows())),
+        ("agreement", TABLES["agreement"].of_rows(board.ranking.agreement_rows())),
     ):
         sink = io.BytesIO()
-        pq.write_table(TABLES[name].of_rows(rows), sink, compression="zstd")
+        pq.write_table(rows, sink, compression="zstd")
         write_atomically(board.path / f"{name}.parquet", sink.getvalue())
+        files[f"{name}.parquet"] = hashlib.sha256(sink.getvalue()).hexdigest()
     save({PICTURE: [picture(board)]}, board.path / f"{PICTURE}.pdf")
     write_atomically(board.path / "leaderboard.md", summary(board).encode())
-    write_atomically(board.path / "bench.json", json.dumps(facts, indent=1).encode())
+    write_atomically(board.path / "bench.json", sealed(facts | {"files": files}))

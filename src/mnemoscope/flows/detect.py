@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, Piece, path_calls, price_in
 from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.text import Text, word_frequency
+from mnemoscope.evidence.sitting import told
 from mnemoscope.flows.options import (
     brought,
     given,
@@ -40,7 +42,8 @@ from mnemoscope.flows.options import (
     values_of,
 )
 from mnemoscope.flows.ordinary import Known, Ordinary
-from mnemoscope.flows.scores import choose, methods_of, score_rows, union
+from mnemoscope.flows.rows import Sat, failed_rows, prompt_rows, sample_rows
+from mnemoscope.flows.scores import choose, methods_of, score_rows, union, unscored
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -48,8 +51,9 @@ from mnemoscope.ranking.metrics import FPR
 from mnemoscope.reporting.export import csv
 from mnemoscope.reporting.scores import RECOMMENDED
 from mnemoscope.runs.execute import UNIT, Rows, Unit, chunk_of, execute, size_of, units_of
-from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
+from mnemoscope.runs.folder import Run, Writer, open_run
 from mnemoscope.runs.manifest import Manifest, packages
+from mnemoscope.runs.records import write_atomically
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.loop import Progress
 from mnemoscope.sampling.recipe import Recipe
@@ -93,6 +97,7 @@ class Detection(Recipe, Source):
         "Where to: a .parquet, .csv or .jsonl file, or a run folder; what is interrupted goes on.",
     )
     batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+    retry: bool = option(False, "Do units again in which a sample failed or is not finite.")
 
     def __post_init__(self) -> None:
         """Bring values to their type and refuse those that mean nothing.
@@ -376,9 +381,10 @@ class DetectionWorker:
             final_level=(float(alpha), float(sigma)),
             d=model.d,
             latent_shape=tuple(model.latent_shape),
+            units={"inputs": 1, f"*-{recipe.key}": -(-len(prompts) // self.chunk)},
         )
 
-    def gather(self, unit: Unit) -> Any:
+    def gather(self, unit: Unit) -> tuple[Sat, pa.Table]:
         """Gather the union of what detectors need."""
         spent: dict[Piece[Any], float] = {}
         sitting = sit(
@@ -390,31 +396,28 @@ class DetectionWorker:
             spent=spent,
         )
         evidence = gather(sitting, self.pieces, spent)
-        tokens = sitting.token_counts
-        return evidence, spent, tokens, self.model.truncated([p.text for p in unit.prompts])
+        keys, outcomes = tuple(sitting.keys), sitting.outcomes
+        sat = Sat(self.bank, unit.prompts, keys, outcomes, evidence, spent)
+        return sat, prompt_rows(self.model, unit.prompts)
 
-    def reduce(self, unit: Unit, gathered: Any) -> Rows:
-        """Score the evidence."""
-        evidence, spent, tokens, truncated = gathered
-        prompts = TABLES["prompts"].of_rows(
-            [
-                {
-                    "prompt_id": prompt.prompt_id,
-                    "prompt": prompt.text,
-                    "group": prompt.group,
-                    "kind": prompt.kind,
-                    "family": prompt.family,
-                    "level": prompt.level,
-                    "overfit_type": prompt.overfit_type,
-                    "tokens": length,
-                    "truncated": cut,
-                    "references": list[str](),
-                }
-                for prompt, length, cut in zip(unit.prompts, tokens, truncated, strict=True)
-            ]
-        )
-        rows = score_rows(self.detectors, evidence, unit.prompts, self.bank, spent)
-        return {"prompts": prompts, "scores": rows}
+    def reduce(self, unit: Unit, gathered: tuple[Sat, pa.Table]) -> Rows:
+        """Score the evidence; samples that are not ok are told of."""
+        sat, prompts = gathered
+        scores = score_rows(self.detectors, sat.evidence, unit.prompts, self.bank, sat.spent)
+        rows = {"prompts": prompts, "scores": scores}
+        if len(sat.ok) < len(sat.outcomes):
+            samples = sample_rows(sat, self.length)
+            rows["samples"] = samples.filter(pc.field("status") != "ok")
+        return rows
+
+    def failed(self, unit: Unit, error: Exception) -> Rows:
+        """Mark a prompt."""
+        reason = told(error)
+        return {
+            "prompts": prompt_rows(self.model, unit.prompts),
+            "scores": unscored(self.detectors, unit.prompts, self.bank, reason),
+            "samples": failed_rows(self.bank, unit.prompts, reason),
+        }
 
 
 def _score_all(
@@ -424,6 +427,8 @@ def _score_all(
     manifest = worker.manifest(prompts)
     bank = worker.bank
     with Writer.open(folder, manifest) as writer:
+        if worker.detection.retry:
+            writer.discard_failed()
         done = writer.finished()
         if "inputs" not in done:
             writer.append("inputs", {"recipes": TABLES["recipes"].of_rows([bank.recipe.row])})

@@ -16,7 +16,7 @@ Contents: `Ordinary`, the scores of one detector; `Known`, those of a folder or 
 Source: split conformal calibration (Vovk et al. 2005).
 """
 
-import json
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ from mnemoscope.errors import InputError, RunError
 from mnemoscope.guarding.calibration import Calibration
 from mnemoscope.ranking.thresholds import conformal, fewest
 from mnemoscope.reporting.board import FACTS
-from mnemoscope.runs.folder import Run, decoded, open_run
+from mnemoscope.runs.folder import Run, open_run
+from mnemoscope.runs.parts import MAX_PART, decode
+from mnemoscope.runs.records import read_bytes, unsealed
 from mnemoscope.sampling.recipe import Recipe
 from mnemoscope.severity.truth import truth_of
 
@@ -208,9 +210,12 @@ def _question(row: Row) -> dict[str, Any]:
 
 def _of_benchmark(folder: Path) -> Known:
     try:
-        facts = json.loads((folder / FACTS).read_bytes())
+        facts, has_digest = unsealed(read_bytes(folder / FACTS))
         recipe = facts["recipe"]
-        rows = decoded((folder / SCORES).read_bytes()).to_pylist()
+        data = read_bytes(folder / SCORES, MAX_PART)
+        if has_digest and hashlib.sha256(data).hexdigest() != facts["files"][SCORES]:
+            raise ValueError(f"{SCORES} differs from what was written")
+        rows = decode(data).to_pylist()
         ordinary = frozenset(row["prompt_id"] for row in rows if row["memorized"] is False)
         digest = facts["model"]["digest"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

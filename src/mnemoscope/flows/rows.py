@@ -23,6 +23,7 @@ from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.evidence.sitting import Outcome
 from mnemoscope.models.base import Model
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.batching import attempt
 from mnemoscope.similarity import Index
 
 
@@ -67,9 +68,18 @@ class Sat:
         return None if isinstance(value, Absent) else value
 
 
-def prompt_rows(model: Model, prompts: Sequence[Prompt], references: References) -> pa.Table:
-    """Return rows of table `prompts`."""
-    texts = [prompt.text for prompt in prompts]
+def prompt_rows(
+    model: Model, prompts: Sequence[Prompt], references: References | None = None
+) -> pa.Table:
+    """Return rows of table `prompts`; their training images where those are known."""
+
+    def measured(some: Sequence[Prompt]) -> list[tuple[int | None, bool | None]]:
+        texts = [prompt.text for prompt in some]
+        return list(zip(model.token_counts(texts), model.truncated(texts), strict=True))
+
+    lengths: list[tuple[int | None, bool | None]] = []
+    for _, found in attempt(prompts, measured):
+        lengths += [(None, None)] if isinstance(found, Exception) else found
     return TABLES["prompts"].of_rows(
         [
             {
@@ -82,11 +92,11 @@ def prompt_rows(model: Model, prompts: Sequence[Prompt], references: References)
                 "overfit_type": prompt.overfit_type,
                 "tokens": tokens,
                 "truncated": truncated,
-                "references": references.ids(prompt.prompt_id),
+                "references": list[str]()
+                if references is None
+                else references.ids(prompt.prompt_id),
             }
-            for prompt, tokens, truncated in zip(
-                prompts, model.token_counts(texts), model.truncated(texts), strict=True
-            )
+            for prompt, (tokens, truncated) in zip(prompts, lengths, strict=True)
         ]
     )
 
@@ -96,30 +106,41 @@ def reference_rows(references: References, places: Sequence[int]) -> pa.Table:
     return TABLES["references"].of_rows(list(references.rows(places)))
 
 
-def sample_rows(sat: Sat) -> pa.Table:
-    """Return rows of table `samples`, with pictures."""
+def sample_rows(sat: Sat, calls: int) -> pa.Table:
+    """Return rows of table `samples`, with pictures; `calls` of the path were sampled."""
     images = sat.found(Pictures("final"))
-    flat = None if images is None else images.flatten(0, 1)
     whole: list[bytes | None] = [None] * len(sat.keys)
-    reasons = [outcome.reason for outcome in sat.outcomes]
-    statuses = [outcome.status for outcome in sat.outcomes]
-    for at in sat.ok:
-        if flat is not None and bool(torch.isfinite(flat[at]).all()):
+    if images is not None:
+        flat = images.flatten(0, 1)
+        for at in sat.ok:
             whole[at] = thumbnail(flat[at])
-        else:
-            statuses[at] = "nonfinite"
-            reasons[at] = "a number that is not finite in the decoded picture"
     named = [sat.named(at) for at in range(len(sat.keys))]
     return TABLES["samples"].of(
         {
             "prompt_id": [prompt for prompt, _ in named],
             "seed": [seed for _, seed in named],
             "recipe": [sat.recipe] * len(named),
-            "status": statuses,
-            "reason": reasons,
-            "network_calls": [sat.bank.calls * sat.bank.branches] * len(named),
+            "status": [outcome.status for outcome in sat.outcomes],
+            "reason": [outcome.reason for outcome in sat.outcomes],
+            "network_calls": [calls * sat.bank.branches] * len(named),
             "seconds": [outcome.seconds for outcome in sat.outcomes],
             "image": whole,
+        }
+    )
+
+
+def failed_rows(bank: Bank, prompts: Sequence[Prompt], reason: str) -> pa.Table:
+    """Return rows of table `samples` for prompts of which nothing could be gathered."""
+    names = [prompt.prompt_id for prompt in prompts for _ in range(bank.seeds)]
+    return TABLES["samples"].of(
+        {
+            "prompt_id": names,
+            "seed": list(range(bank.seeds)) * len(prompts),
+            "recipe": [bank.recipe.key] * len(names),
+            "status": ["error"] * len(names),
+            "reason": [reason] * len(names),
+            "network_calls": [0] * len(names),
+            "seconds": [0.0] * len(names),
         }
     )
 

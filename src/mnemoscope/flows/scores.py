@@ -1,6 +1,6 @@
 """Scores of detectors as rows of table `scores`, from evidence that was gathered.
 
-Contents: `choose`, `free`, `union`, `score_rows`, `methods_of`.
+Contents: `choose`, `free`, `union`, `score_rows`, `unscored`, `methods_of`.
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.detectors import Detector, all_detectors, get_detector
-from mnemoscope.errors import InputError, did_you_mean
+from mnemoscope.errors import InputError, MnemoscopeError, did_you_mean
 from mnemoscope.evidence import Bank, Evidence, MissingEvidence, Piece, Price, price_in
 from mnemoscope.evidence.piece import NO_IMAGE
+from mnemoscope.evidence.sitting import told as reason_of
 from mnemoscope.models.base import Model
 from mnemoscope.runs.tables import TABLES
 
@@ -77,9 +78,15 @@ def union(detectors: Iterable[Detector]) -> tuple[Piece[Any], ...]:
     return tuple(dict.fromkeys(piece for d in detectors for piece in d.needs.pieces))
 
 
-def methods_of(detectors: Iterable[Detector]) -> str:
-    """Return the SHA-256 over all that makes a score what it is; empty where there is none."""
-    told = [(repr(d), d.formula, str(d.needs)) for d in detectors]
+def methods_of(detectors: Iterable[Detector], files: Iterable[str] = ()) -> str:
+    """Return the SHA-256 over all that makes a score what it is; empty where there is none.
+
+    Args:
+        detectors: The detectors.
+        files: Digests of files that similarities are computed by.
+    """
+    told: list[Any] = [(repr(d), d.formula, str(d.needs)) for d in detectors]
+    told += files
     return hashlib.sha256(repr(told).encode()).hexdigest() if told else ""
 
 
@@ -132,6 +139,26 @@ def score_rows(
     )
 
 
+def unscored(
+    detectors: Sequence[Detector], prompts: Sequence[Prompt], bank: Bank, reason: str
+) -> pa.Table:
+    """Return rows of table `scores` for prompts of which nothing could be gathered."""
+    each = len(detectors)
+    rows = len(prompts) * each
+    return TABLES["scores"].of(
+        {
+            "prompt_id": [prompt.prompt_id for prompt in prompts for _ in range(each)],
+            "recipe": [bank.recipe.key] * rows,
+            "detector": [detector.name for detector in detectors] * len(prompts),
+            "kind": [detector.kind for detector in detectors] * len(prompts),
+            "reason": [reason] * rows,
+            "seeds": [bank.seeds] * rows,
+            "network_calls": [0] * rows,
+            "seconds": [0.0] * rows,
+        }
+    )
+
+
 def _score(
     detector: Detector, evidence: Evidence, prompts: Sequence[Prompt], model: Model
 ) -> list[tuple[float, str | None]]:
@@ -146,6 +173,13 @@ def _score(
         scores: Tensor = detector.score(evidence.only(needs))
     except MissingEvidence as missing:
         return [(nothing, str(missing))] * len(prompts)
+    except MnemoscopeError:
+        raise
+    except Exception as error:
+        # With others beside it the prompt at fault is sought; alone it has no score of this one.
+        if len(prompts) > 1:
+            raise
+        return [(nothing, reason_of(error))]
     told: list[tuple[float, str | None]] = []
     for prompt, score in zip(prompts, scores.double().tolist(), strict=True):
         if np.isfinite(score):

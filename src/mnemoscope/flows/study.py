@@ -7,6 +7,7 @@ Contents: `Study`, `run`, `derive`.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.probed import Probed
 from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.evidence.pieces.whole_path import WholePath
+from mnemoscope.evidence.sitting import told
 from mnemoscope.flows.options import (
     as_model,
     brought,
@@ -46,6 +48,7 @@ from mnemoscope.flows.options import (
 from mnemoscope.flows.rows import (
     Sat,
     convergence_rows,
+    failed_rows,
     filmstrip_rows,
     gram_rows,
     prompt_rows,
@@ -53,7 +56,7 @@ from mnemoscope.flows.rows import (
     sample_rows,
     similarity_rows,
 )
-from mnemoscope.flows.scores import choose, methods_of, score_rows, union
+from mnemoscope.flows.scores import choose, methods_of, score_rows, union, unscored
 from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
@@ -68,9 +71,10 @@ from mnemoscope.runs.execute import (
     size_of,
     units_of,
 )
-from mnemoscope.runs.folder import Run, Writer
+from mnemoscope.runs.folder import CONSTANT, Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.batching import attempt
 from mnemoscope.sampling.loop import Progress
 from mnemoscope.sampling.recipe import Recipe, Sampling, checked_guidance
 from mnemoscope.severity.grade import assess
@@ -121,6 +125,7 @@ class Study(Sampling, Source):
         "further network call, 'none' is none.",
     )
     batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+    retry: bool = option(False, "Do units again in which a sample failed or is not finite.")
 
     def __post_init__(self) -> None:
         """Bring values to their type and refuse those that mean nothing.
@@ -191,6 +196,8 @@ def run(
         worker.know(prompts, References(known, model.image_size), measures)
         manifest = worker.manifest(prompts)
         with Writer.open(Path(study.out), manifest) as writer:
+            if study.retry:
+                writer.discard_failed()
             done = writer.finished()
             left = [unit.name for unit in worker.units(prompts) if unit.name not in done]
             every = worker.count(prompts)
@@ -254,6 +261,7 @@ class StudyWorker:
         asked = Text() in union(self.detectors)
         self.frequency = word_frequency(prompts) if asked else None
         self.references = references
+        self.files = [digest for m in measures.values() if (digest := getattr(m, "digest", ""))]
         self.indices: dict[str, Index] = {
             name: measure.index(references) for name, measure in measures.items()
         }
@@ -261,7 +269,8 @@ class StudyWorker:
     def pieces(self, first: bool) -> tuple[Piece[Any], ...]:
         """Return what is gathered at a recipe; the first one is also probed off the path."""
         study = self.study
-        pieces: list[Piece[Any]] = [WholePath(), Convergence(), Pictures("final")]
+        # Pictures first: a sample without one counts nowhere.
+        pieces: list[Piece[Any]] = [Pictures("final"), WholePath(), Convergence()]
         if study.filmstrip:
             pieces.append(Filmstrip(study.filmstrip))
         if study.probes and first and self.model.has_uncond:
@@ -323,7 +332,7 @@ class StudyWorker:
             options=study.resolved()
             | {"batch": self.first.batch, "scheduler": self.first.recipe.scheduler}
             | {UNIT: self.chunk},
-            methods=methods_of(self.detectors),
+            methods=methods_of(self.detectors, self.files),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},
             prompts=content.hexdigest(),
@@ -332,6 +341,15 @@ class StudyWorker:
             final_level=(float(alpha), float(sigma)),
             d=model.d,
             latent_shape=tuple(model.latent_shape),
+            units={
+                "inputs": 1,
+                "inputs-prompts-*": -(-len(prompts) // BLOCK),
+                "inputs-references-*": -(-len(self.references) // PICTURES),
+                CONSTANT: 1,
+                **{f"*-{key}": -(-len(prompts) // self.chunk) for key in self.banks},
+                "severity": 1,
+                "mechanism": 1,
+            },
         )
 
     def mean_from(self, writer: Writer, manifest: Manifest) -> None:
@@ -384,7 +402,7 @@ class StudyWorker:
     def reduce(self, unit: Unit, gathered: Sat) -> Rows:
         """Compare pictures, score evidence, make rows."""
         rows = {
-            "samples": sample_rows(gathered),
+            "samples": sample_rows(gathered, gathered.bank.calls),
             "gram": gram_rows(gathered, unit.first and self.study.probes),
             "convergence": convergence_rows(gathered),
             "similarities": similarity_rows(gathered, self.references, self.indices),
@@ -395,6 +413,17 @@ class StudyWorker:
             rows["scores"] = score_rows(
                 self.detectors, gathered.evidence, unit.prompts, gathered.bank, gathered.spent
             )
+        return rows
+
+    def failed(self, unit: Unit, error: Exception) -> Rows:
+        """Mark the samples of a prompt."""
+        bank, reason = self.banks[unit.recipe.key], told(error)
+        names = ["gram", "convergence", "similarities"]
+        names += ["filmstrips"] if self.study.filmstrip else []
+        rows = {name: TABLES[name].schema.empty_table() for name in names}
+        rows["samples"] = failed_rows(bank, unit.prompts, reason)
+        if self.detectors:
+            rows["scores"] = unscored(self.detectors, unit.prompts, bank, reason)
         return rows
 
 
@@ -438,20 +467,28 @@ def _write_inputs(
 @torch.no_grad()
 def _seconds_a_row(bank: Bank) -> float:
     """Time one call of the network on a full batch, after one to warm up; seconds a row."""
-    rows = bank.branches * bank.batch
-    x = torch.zeros(rows, *bank.model.latent_shape, device=bank.model.device)
-    condition = bank.model.encode_prompts([""]).expand(rows)
-    taken = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        # Reading a number waits for an accelerator to finish.
-        float(bank.model.denoiser(x, bank.points[0].timestep, condition).sum())
-        taken = time.perf_counter() - start
-    return taken / rows
+
+    def timed(batch: Sequence[int]) -> float:
+        rows = bank.branches * len(batch)
+        x = torch.zeros(rows, *bank.model.latent_shape, device=bank.model.device)
+        condition = bank.model.encode_prompts([""]).expand(rows)
+        taken = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            # Reading a number waits for an accelerator to finish.
+            float(bank.model.denoiser(x, bank.points[0].timestep, condition).sum())
+            taken = time.perf_counter() - start
+        return taken / rows
+
+    # Too large a batch is halved here as it is on the path; what fails alone has no pace.
+    found = next(pace for _, pace in attempt(range(bank.batch), timed))
+    return math.nan if isinstance(found, Exception) else found
 
 
 def duration(seconds: float) -> str:
     """Say how long something takes, in words."""
+    if math.isnan(seconds):
+        return "an unknown time"
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:

@@ -4,7 +4,7 @@ Only safetensors are opened, only classes of diffusers and transformers are buil
 comes with a model is run. What a file lacks is said; nothing is made up for it.
 
 Contents: `Part`, `parts_of`, `build`, `weights_of`, `download`, `digest_of_files`,
-`digest_of_pipeline`.
+`configuration_of`, `digest_of_pipeline`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mnemoscope.errors import ModelError
@@ -29,8 +29,17 @@ LIBRARIES = ("diffusers", "transformers")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that no sample needs."""
 
-STEMS = ("diffusion_pytorch_model", "model")
-"""Names of weight files, of diffusers and of transformers."""
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""Names of weight files by the library that reads them."""
+
+ADAPTER, OTHER_WEIGHTS = "adapter_config.json", "transformers_weights"
+"""A file and an entry of a configuration that make transformers read further weights."""
+
+PROBES = ("red", "sun")
+"""Two texts of one length that a tokenizer with a vocabulary tells apart."""
+
+FLOATING = ("F", "BF")
+"""Beginnings of the types of floating-point numbers in safetensors."""
 
 READ = (".json", ".txt", ".model", ".jinja")
 """Endings of what is read besides weights."""
@@ -47,7 +56,7 @@ class Part:
         name: What the pipeline calls it.
         kind: Its class.
         folder: Where its files are.
-        weights: Its weight files; none for a tokenizer or a scheduler.
+        weights: Its weight files, an index of shards first; none for a tokenizer or a scheduler.
         variant: Variant of the weight files; None for plain ones.
     """
 
@@ -61,7 +70,7 @@ class Part:
     def files(self) -> list[Path]:
         """Return every file that is read for it, in a fixed order."""
         small = [path for path in self.folder.iterdir() if path.suffix in READ and path.is_file()]
-        # An index of shards names files that are read already, and one for a variant names others.
+        # An index that is not among the weights is of another variant.
         told = [path for path in small if ".index." not in path.name]
         return sorted([*told, *self.weights])
 
@@ -174,32 +183,48 @@ def _part(
         return Part(part, kind, folder, (), None)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name!r} has no {part}/config.json; expected a complete {pipeline}")
-    weights, taken = weights_of(folder, f"{part} of {name!r}", variant)
+    weights, taken = weights_of(folder, f"{part} of {name!r}", library, variant)
     return Part(part, kind, folder, weights, taken)
 
 
 def weights_of(
-    folder: Path, what: str, variant: str | None = None
+    folder: Path, what: str, library: str, variant: str | None = None
 ) -> tuple[tuple[Path, ...], str | None]:
     """Return the weight files of a network, and the variant they are.
 
     Args:
         folder: The network's folder.
         what: What the network is, for messages.
+        library: The library that reads it.
         variant: Variant to take where there is one.
 
     Raises:
-        ModelError: If there are none in plain safetensors.
+        ModelError: If there are none in plain safetensors, or others would be read as well.
     """
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"the {what} has an adapter beside its weights ({ADAPTER}); merge it, or move it away "
+            "and give it as a LoRA"
+        )
+    if OTHER_WEIGHTS in read_json(folder / "config.json"):
+        raise ModelError(
+            f"the {what} names other weight files ({OTHER_WEIGHTS} in its config.json); rename "
+            "them to the usual names, and take the entry out"
+        )
+    stem = STEMS[library]
     for taken in (variant, None) if variant else (None,):
         ending = f".{taken}" if taken else ""
-        for stem in STEMS:
-            whole = folder / f"{stem}{ending}.safetensors"
-            if whole.is_file():
-                return (whole,), taken
-            shards = folder / f"{stem}.safetensors.index{ending}.json"
-            if shards.is_file():
-                return _shards(shards, what), taken
+        whole = folder / f"{stem}{ending}.safetensors"
+        shards = folder / f"{stem}.safetensors.index{ending}.json"
+        if whole.is_file() and shards.is_file():
+            raise ModelError(
+                f"the {what} has both {whole.name} and {shards.name}, and which of them is read "
+                "depends on the library; remove one"
+            )
+        if whole.is_file():
+            return (whole,), taken
+        if shards.is_file():
+            return _shards(shards, what), taken
     held = sorted(path.name for path in folder.iterdir())
     others = sorted({name.split(".")[1] for name in held if name.endswith(".safetensors")} - {""})
     variants = [name for name in others if name != "safetensors"]
@@ -214,7 +239,7 @@ def weights_of(
             f"the {what} holds its weights only as a pickle ({pickled[0]}), which can run code "
             "when it is read; convert the model to safetensors"
         )
-    raise ModelError(f"the {what} has no {' or '.join(f'{stem}.safetensors' for stem in STEMS)}")
+    raise ModelError(f"the {what} has no {stem}.safetensors")
 
 
 def _shards(index: Path, what: str) -> tuple[Path, ...]:
@@ -230,7 +255,7 @@ def _shards(index: Path, what: str) -> tuple[Path, ...]:
             )
         if not (index.parent / name).is_file():
             raise ModelError(f"the {what} has no {name}, which {index.name} names")
-    return tuple(index.parent / name for name in names)
+    return (index, *(index.parent / name for name in names))
 
 
 def build(part: Part, name: str, dtype: torch.dtype) -> Any:
@@ -242,7 +267,8 @@ def build(part: Part, name: str, dtype: torch.dtype) -> Any:
         dtype: Precision of its weights.
 
     Raises:
-        ModelError: If its files do not fit, or lack a tensor.
+        ModelError: If its files do not fit, lack a tensor, or hold one that is no finite number; or
+            if a tokenizer has no vocabulary.
     """
     options: dict[str, Any] = {"local_files_only": True}
     if part.weights:
@@ -255,6 +281,11 @@ def build(part: Part, name: str, dtype: torch.dtype) -> Any:
     except LOAD_ERRORS as error:
         raise ModelError(f"{part.name} of {name!r} cannot be loaded: {line(error)}") from error
     if not part.weights:
+        if callable(made) and _same_to(made):
+            raise ModelError(
+                f"{part.name} of {name!r} encodes different texts alike: it has no vocabulary; "
+                "expected a complete folder"
+            )
         return made
     network, told = made
     for fault in ("missing_keys", "mismatched_keys"):
@@ -264,7 +295,38 @@ def build(part: Part, name: str, dtype: torch.dtype) -> Any:
                 f"the {part.name} of {name!r} lacks {len(lacking)} tensors that its configuration "
                 f"asks for, such as {lacking[0]}; the file is not complete"
             )
+    _require_numbers(part, network, name)
     return network
+
+
+def _same_to(tokenizer: Any) -> bool:
+    one, other = (list(tokenizer(text).input_ids) for text in PROBES)
+    return one == other
+
+
+def _require_numbers(part: Part, network: nn.Module, name: str) -> None:
+    """Refuse weights that are stored as whole numbers, or are not finite."""
+    held = network.state_dict()
+    floating = {key: value for key, value in held.items() if value.is_floating_point()}
+    for file in part.weights:
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(str(file), framework="pt") as stored:
+            for key in stored.keys():
+                if key in floating and not stored.get_slice(key).get_dtype().startswith(FLOATING):
+                    raise ModelError(
+                        f"the {part.name} of {name!r} stores {key} as whole numbers; expected "
+                        "floating-point weights"
+                    )
+    for key, value in floating.items():
+        # Both ends are NaN where any number is; numbers of 8 bits have no such reduction.
+        if value.numel() and value.element_size() > 1:
+            ends = torch.stack(torch.aminmax(value))
+            if not bool(torch.isfinite(ends).all()):
+                raise ModelError(
+                    f"the {part.name} of {name!r} holds numbers that are not finite, in {key}; the "
+                    "file is damaged, or its precision too low"
+                )
 
 
 def download(name: str, variant: str | None = None) -> Path:
@@ -299,7 +361,9 @@ def download(name: str, variant: str | None = None) -> Path:
 def download_autoencoder(name: str) -> Path:
     """Fetch an autoencoder, or a pipeline's, from the hub."""
     small = ["config.json", "vae/config.json"]
-    return _snapshot(name, [*small, *(f"{at}{STEMS[0]}.safetensors" for at in ("", "vae/"))])
+    return _snapshot(
+        name, [*small, *(f"{at}{STEMS['diffusers']}.safetensors" for at in ("", "vae/"))]
+    )
 
 
 def _snapshot(name: str, patterns: Sequence[str], unwanted: Sequence[str] = ()) -> Path:
@@ -344,18 +408,28 @@ def _matters(key: str) -> bool:
     return not key.startswith("_") or key == "_class_name"
 
 
+def configuration_of(pipeline: Any) -> list[str]:
+    """Return a line for each configuration and vocabulary of a pipeline in memory."""
+    lines: list[str] = []
+    for name, part in [("", pipeline), *sorted(pipeline.components.items())]:
+        config = getattr(part, "config", None)
+        if isinstance(config, Mapping):
+            told = {str(key): repr(value) for key, value in config.items() if _matters(str(key))}
+            lines.append(f"{name} {json.dumps(told, sort_keys=True)}")
+        if callable(getattr(part, "get_vocab", None)):
+            words = json.dumps(sorted(part.get_vocab().items()))
+            lines.append(f"{name} {hashlib.sha256(words.encode()).hexdigest()}")
+    return lines
+
+
 def digest_of_pipeline(pipeline: Any) -> str:
-    """Return the sha256 over every tensor and configuration of a pipeline in memory.
+    """Return the sha256 over every tensor, configuration and vocabulary of a pipeline in memory.
 
     Raises:
         ModelError: If a tensor is not in memory.
     """
-    total = hashlib.sha256()
+    total = hashlib.sha256("\n".join(configuration_of(pipeline)).encode())
     for name, part in sorted(pipeline.components.items()):
-        config = getattr(part, "config", None)
-        if isinstance(config, Mapping):
-            told = {str(key): repr(value) for key, value in config.items() if _matters(str(key))}
-            total.update(f"{name} {json.dumps(told, sort_keys=True)}\n".encode())
         if not isinstance(part, nn.Module):
             continue
         for key, tensor in sorted(part.state_dict().items()):

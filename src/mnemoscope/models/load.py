@@ -248,7 +248,7 @@ def _size(source: Source) -> tuple[int, int] | None:
 
 def _pipeline(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
     """Build the pipeline that a source names, and digest what it was built from."""
-    from mnemoscope.models.folder import digest_of_files
+    from mnemoscope.models.folder import configuration_of, digest_of_files
 
     codec = None if source.vae is None else _autoencoder(source.vae)
     embedded = source.model in ("embedded", "embedded:base")
@@ -257,9 +257,11 @@ def _pipeline(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
         if path.suffix != ".safetensors":
             raise ModelError(f"{source.model!r} is a file of another kind; expected .safetensors")
         pipeline, files = _from_checkpoint(path, codec)
+        # A checkpoint brings weights alone; the rest comes from elsewhere, and counts as well.
+        settings = configuration_of(pipeline)
     else:
         pipeline, files = _from_folder(path, source, codec, dtype)
-    settings: list[str] = []
+        settings = list[str]()
     if source.lora is not None:
         _merge_lora(pipeline, Path(source.lora), source.lora_scale)
         files.append(("lora", Path(source.lora)))
@@ -316,7 +318,7 @@ def _autoencoder(vae: str) -> Any:
         raise ModelError(
             f"VAE {vae!r} has no config.json; expected the diffusers folder of an autoencoder"
         )
-    weights, variant = weights_of(path, f"VAE {vae!r}")
+    weights, variant = weights_of(path, f"VAE {vae!r}", "diffusers")
     return Part("vae", AutoencoderKL, path, weights, variant)
 
 

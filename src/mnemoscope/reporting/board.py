@@ -6,7 +6,7 @@ names the same weights.
 Contents: `Board`, `board`, `Place`, `picture`.
 """
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ import pyarrow as pa
 from mnemoscope.core.panels import Points, Role, ScatterPanel
 from mnemoscope.errors import RunError
 from mnemoscope.reporting.text import number, visible
-from mnemoscope.runs.folder import Run, decoded
+from mnemoscope.runs.folder import Run
+from mnemoscope.runs.parts import MAX_PART, decode
+from mnemoscope.runs.records import read_bytes, unsealed
 from mnemoscope.runs.tables import TABLES
 
 RANKING, FACTS = "ranking.parquet", "bench.json"
@@ -130,11 +132,14 @@ def board(run: Run, folder: str | Path | None) -> Board | None:
             "`mnemoscope bench detectors` wrote"
         )
     try:
-        facts = json.loads((at / FACTS).read_bytes())
+        facts, has_digest = unsealed(read_bytes(at / FACTS))
         digest = facts["model"]["digest"]
         told = {name: facts[name] for name in TOLD}
-        table = decoded((at / RANKING).read_bytes())
-        rows = table.cast(TABLES["ranking"].schema).to_pylist()
+        data = read_bytes(at / RANKING, MAX_PART)
+        # Folders from before there were digests have none.
+        if has_digest and hashlib.sha256(data).hexdigest() != facts["files"][RANKING]:
+            raise ValueError(f"{RANKING} differs from what was written")
+        rows = decode(data).cast(TABLES["ranking"].schema).to_pylist()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise RunError(
             f"the leaderboard in {str(at)!r} is damaged: {error}; make it again with "

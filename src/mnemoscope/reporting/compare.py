@@ -40,7 +40,8 @@ from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
 from mnemoscope.reporting.text import interval, number, visible
 from mnemoscope.reporting.verdict import Row, measure_of, verdict
-from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.runs.folder import Run
+from mnemoscope.runs.records import write_atomically
 from mnemoscope.severity.truth import judge
 
 CHANGED = 12

@@ -21,7 +21,7 @@ from PIL import Image
 from mnemoscope.core.explanation import Explanation
 from mnemoscope.reporting.export import csv
 from mnemoscope.reporting.page import PARTS, digest, environment
-from mnemoscope.runs.folder import write_atomically
+from mnemoscope.runs.records import write_atomically
 
 CAPTIONS = {
     "squared gap": "The squared difference between the prediction with the prompt and the one "

@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.runs.folder import Run
+from mnemoscope.runs.records import write_atomically
 
 NAMES = ("prompts", "severity", "scores", "statistics", "checks", "null", "similarities", "curves")
 """Tables offered; the others are Parquet in the run folder already, and large."""

@@ -48,7 +48,8 @@ from mnemoscope.reporting.scores import RECOMMENDED, Scores, scores_of, shown_fi
 from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
 from mnemoscope.reporting.text import interval, number, percent, visible
 from mnemoscope.reporting.verdict import Row, Verdict, measure_of, verdict
-from mnemoscope.runs.folder import Run, write_atomically
+from mnemoscope.runs.folder import Run
+from mnemoscope.runs.records import write_atomically
 
 PARTS = resources.files("mnemoscope.reporting") / "templates"
 

@@ -1,5 +1,6 @@
 """A run is a folder of tables, written unit by unit and readable at any moment.
 
-Contents: `tables` (every column), `manifest` (what was asked), `folder` (reading and writing),
-`older` (folders of earlier schemas), `execute` (units of work, in order, resumable).
+Contents: `tables` (every column), `manifest` (what was asked), `records` (files with a digest),
+`parts` (Parquet), `folder` (reading and writing), `verify` (what is whole), `older` (folders of
+earlier schemas), `interruption` (signals to end), `execute` (units of work, in order, resumable).
 """

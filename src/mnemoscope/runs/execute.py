@@ -5,12 +5,16 @@ it on the model's device, then reduces that to rows; on an accelerator the rows 
 and written while the next is gathered. Executors differ in where the work is done and in nothing
 else.
 
+A unit that fails is halved until the prompt at fault stands alone; it is marked, and the run goes
+on. What was said on purpose (`MnemoscopeError`) concerns all prompts, and ends it.
+
 Contents: `Unit`, `chunk_of` and `size_of`, `units_of`, `Worker`, `execute`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -18,7 +22,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import pyarrow as pa
 
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.runs.folder import MANIFEST, Writer, open_run
+from mnemoscope.errors import MnemoscopeError
+from mnemoscope.runs.folder import COPY, MANIFEST, Writer, begun
+from mnemoscope.sampling.batching import attempt
 from mnemoscope.sampling.recipe import Recipe
 
 Rows = Mapping[str, pa.Table]
@@ -56,6 +62,11 @@ class Unit:
         """Return the place of each prompt in the list."""
         return range(self.start, self.start + len(self.prompts))
 
+    def part(self, rows: Sequence[int]) -> "Unit":
+        """Return the unit of some neighbouring prompts, by their places in this one."""
+        some = self.prompts[rows[0] : rows[-1] + 1]
+        return replace(self, start=self.start + rows[0], prompts=some)
+
 
 @runtime_checkable
 class Worker(Protocol):
@@ -67,6 +78,10 @@ class Worker(Protocol):
 
     def reduce(self, unit: Unit, gathered: Any) -> Rows:
         """Make rows of it; touches no device."""
+        ...
+
+    def failed(self, unit: Unit, error: Exception) -> Rows:
+        """Make the rows of a unit of one prompt that cannot be done."""
         ...
 
 
@@ -94,9 +109,9 @@ def size_of(folder: Path, usual: int) -> int:
 
     A run that goes on with another batch or on another device must find its units again.
     """
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() and not (folder / COPY).is_file():
         return usual
-    return int(open_run(folder).manifest.options.get(UNIT, usual))
+    return int(begun(folder).options.get(UNIT, usual))
 
 
 def units_of(prompts: Iterable[Prompt], recipes: Iterable[Recipe], chunk: int) -> Iterator[Unit]:
@@ -133,20 +148,57 @@ def execute(
     """
     told = done or (lambda unit: None)
 
-    def commit(unit: Unit, gathered: Any) -> None:
-        writer.append(unit.name, worker.reduce(unit, gathered))
+    def commit(unit: Unit, rows: Rows) -> None:
+        writer.append(unit.name, rows)
         told(unit)
 
     if not overlap:
         for unit in units:
-            commit(unit, worker.gather(unit))
+            commit(unit, _rows(worker, unit))
         return
+    pending: tuple[Unit, Future[None]] | None = None
+
+    def settle() -> None:
+        # What failed beside the gathering is done again here, where the device is.
+        if pending is not None and _tried(pending[1].result) is None:
+            commit(pending[0], _rows(worker, pending[0]))
+
     with ThreadPoolExecutor(1, thread_name_prefix="mnemoscope-rows") as pool:
-        pending: Future[None] | None = None
         for unit in units:
-            gathered = worker.gather(unit)
-            if pending is not None:
-                pending.result()
-            pending = pool.submit(commit, unit, gathered)
-        if pending is not None:
-            pending.result()
+            gathered = _tried(partial(worker.gather, unit))
+            settle()
+            if gathered is None:
+                pending = None
+                commit(unit, _rows(worker, unit))
+                continue
+
+            def finish(unit: Unit = unit, gathered: Any = gathered[0]) -> None:
+                commit(unit, worker.reduce(unit, gathered))
+
+            pending = unit, pool.submit(finish)
+        settle()
+
+
+def _tried(work: Callable[[], Any]) -> tuple[Any] | None:
+    """Return what work returned; None where it failed, the error gone with all that it held."""
+    try:
+        return (work(),)
+    except MnemoscopeError:
+        raise
+    except Exception:
+        return None
+
+
+def _rows(worker: Worker, unit: Unit) -> Rows:
+    """Do a unit, prompts that cannot be done marked."""
+
+    def work(some: Sequence[int]) -> Rows:
+        part = unit.part(some)
+        return worker.reduce(part, worker.gather(part))
+
+    parts = [
+        worker.failed(unit.part(some), found) if isinstance(found, Exception) else found
+        for some, found in attempt(range(len(unit.prompts)), work)
+    ]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: pa.concat_tables(part[name] for part in parts if name in part) for name in names}

@@ -2,24 +2,30 @@
 
 Layout::
 
-    manifest.json               what was asked, of which model, how far it came
+    manifest.json               what was asked, of which model, how far it came, which units it has
+    manifest.copy.json          the same as it was when the run last began
     TABLE/UNIT.parquet          one immutable part a table and unit of work
     commits/UNIT.json           SHA-256 and rows of each part of a unit, written after all of them
-    constants.safetensors       the reference mean and the exact unguided path
+    constants.safetensors       the reference mean and the exact unguided path, unit `constants`
 
-Every file is written under another name in its folder, synced, renamed, and the folder synced. A
-unit without a commit was never finished: its parts are not read, and it runs again. A part that
-differs from its commit is set aside as `*.corrupt` when the study resumes.
+Every file is written under another name in its folder, synced, renamed, and the folder synced;
+manifest and commits carry their own digest. A unit without a commit was never finished: its parts
+are not read, and it runs again. What differs from its digest is set aside as `*.corrupt` when the
+study resumes, and a damaged manifest is rebuilt from its copy.
+
+A folder may be damaged or hostile: names in it are checked, nothing is written through a link, and
+sizes are bounded before anything is unpacked.
 
 A view of a table has the guidance scale beside the recipe of each row.
 
-Contents: `Run`, `open_run` and `decoded` to read, `Writer` to write.
+Contents: `Run` and `open_run` to read, `Writer` to write, `begun`, `repair`; `units_in`,
+`read_commit`, `read_manifest`, `read_part` and `read_constants` for what checks a folder.
 """
 
 import hashlib
 import io
-import json
 import os
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,11 +36,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -43,12 +47,23 @@ from mnemoscope.core.gram import NAMES, PAIRS, Gram
 from mnemoscope.core.level import Level
 from mnemoscope.errors import MnemoscopeError, NeedsError, RunError
 from mnemoscope.runs import older
+from mnemoscope.runs.interruption import interruptible
 from mnemoscope.runs.manifest import Manifest, Status, now
+from mnemoscope.runs.parts import MAX_PART, decode, encode
+from mnemoscope.runs.records import read_bytes, sealed, sync_folder, unsealed, write_atomically
 from mnemoscope.runs.tables import SCHEMA, TABLES, Table, table_named
 
-MANIFEST, CONSTANTS, COMMITS, LOCK = "manifest.json", "constants.safetensors", "commits", ".lock"
+MANIFEST, COPY, LOCK = "manifest.json", "manifest.copy.json", ".lock"
+CONSTANTS, COMMITS = "constants.safetensors", "commits"
+CONSTANT = "constants"
+"""Unit whose commit has the digest of the constants."""
 READ = (1, SCHEMA)
 """Schemas that can be read."""
+
+Commit = dict[str, dict[str, Any]]
+"""SHA-256 and rows of what a unit wrote, by table; of the constants, under `CONSTANT`."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -94,20 +109,19 @@ class Run:
         Raises:
             RunError: If there is no such part, or it is damaged.
         """
-        table, path = table_named(name), self.path / COMMITS / f"{unit}.json"
-        commit = _parse_commit(path) if path.is_file() else {}
+        table, commit = table_named(name), self.commits().get(unit, {})
         if name not in commit:
             raise RunError(f"unit {unit!r} of {str(self.path)!r} holds no table {name!r}")
         rows = self._viewed(self._part(table, unit, commit[name]))
         return rows if columns is None else rows.select(list(columns))
 
-    def _with(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+    def _with(self, name: str) -> list[tuple[str, Commit]]:
         if name == "recipes" and self.manifest.schema_version < SCHEMA:
             return []
-        return [(unit, commit) for unit, commit in sorted(self.commits().items()) if name in commit]
+        return [(unit, commit) for unit, commit in self.commits().items() if name in commit]
 
     def _part(self, table: Table, unit: str, commit: Mapping[str, Any]) -> pa.Table:
-        rows = _read_part(self.path, table.name, unit, commit)
+        rows = read_part(self.path, table.name, unit, commit)
         try:
             if self.manifest.schema_version < SCHEMA:
                 rows = older.upgraded(table, rows)
@@ -118,9 +132,13 @@ class Run:
                 f"than this version writes: {error}"
             ) from error
 
-    @cached_property
+    @property
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return the recipes by key, as rows of table `recipes`."""
+        return self._recipes
+
+    @cached_property
+    def _recipes(self) -> dict[str, dict[str, Any]]:
         if self.manifest.schema_version < SCHEMA:
             rows = older.recipes(self.manifest.options)
         else:
@@ -144,9 +162,14 @@ class Run:
         field = pa.field("guidance", pa.float64(), True, {"unit": "1", "about": "guidance scale g"})
         return rows.add_column(at, field, values)
 
-    def commits(self) -> dict[str, dict[str, Any]]:
-        """Return what each finished unit wrote: SHA-256 and rows by table."""
-        return dict(_commits(self.path))
+    def commits(self) -> dict[str, Commit]:
+        """Return what each finished unit wrote: SHA-256 and rows by table, units by name."""
+        return self._commits
+
+    @cached_property
+    def _commits(self) -> dict[str, Commit]:
+        names = [unit for unit in units_in(self.path) if unit != CONSTANT]
+        return {unit: read_commit(self.path, unit)[0] for unit in names}
 
     def key(self, guidance: float | None = None) -> str:
         """Return the key of the recipe of a guidance scale.
@@ -220,10 +243,13 @@ class Run:
         """Return the tensors that belong to the run as a whole, by name.
 
         Raises:
-            RunError: If the file is damaged.
+            RunError: If the file is missing or damaged.
         """
-        path = self.path / CONSTANTS
-        return _tensors(path) if path.exists() else {}
+        if (self.path / COMMITS / f"{CONSTANT}.json").exists():
+            return read_constants(self.path, read_commit(self.path, CONSTANT)[0][CONSTANT])
+        # Of a folder from before there were digests; else it was never finished.
+        older = not self.manifest.units and (self.path / CONSTANTS).exists()
+        return read_constants(self.path, {}) if older else {}
 
     @property
     def mean(self) -> Tensor | None:
@@ -267,23 +293,93 @@ def open_run(path: str | Path) -> Run:
     """Open a run folder for reading.
 
     Raises:
-        RunError: If it is no run folder, is damaged, or is of another schema.
+        RunError: If it is no run folder, is damaged, lacks a unit that was finished, or is of
+            another schema.
     """
     path = Path(path)
-    if not (path / MANIFEST).is_file():
+    manifest = read_manifest(path)
+    if manifest.units and manifest.status != "started":
+        names = frozenset(units_in(path))
+        lost = next(manifest.missing(names), None)
+        if (manifest.status == "complete" and lost) or len(names) < manifest.done:
+            raise RunError(
+                f"{str(path)!r} has lost units that were finished, it holds {len(names)} of "
+                f"{manifest.done}; the first that is missing is {lost!r}. Give the same command "
+                "again to make them anew"
+            )
+    return Run(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a run folder.
+
+    Raises:
+        RunError: If there is none, it is damaged, or of another schema.
+    """
+    if not (path / MANIFEST).is_file() and not (path / COPY).is_file():
         raise RunError(f"{str(path)!r} is no run folder: it holds no {MANIFEST}")
     try:
-        given = json.loads((path / MANIFEST).read_bytes())
-        if isinstance(given, dict) and given.get("schema") not in READ:
+        return _manifest(path, MANIFEST)
+    except (OSError, ValueError) as error:
+        hint = ""
+        with suppress(OSError, ValueError):
+            _manifest(path, COPY)
+            hint = f"; `mnemoscope verify {path} --repair` rebuilds it, as the same command does"
+        raise RunError(f"{str(path / MANIFEST)!r} is damaged: {error}{hint}") from error
+
+
+def _manifest(path: Path, name: str) -> Manifest:
+    given, has_digest = unsealed(read_bytes(path / name))
+    if not isinstance(given.get("schema"), int):
+        raise ValueError("it names no schema")
+    if given["schema"] not in READ:
+        # Not a ValueError: a newer version's folder is not damaged.
+        raise RunError(
+            f"{str(path)!r} is of schema {given['schema']}; this version reads "
+            f"{', '.join(map(str, READ))}"
+        )
+    manifest = Manifest.model_validate(given)
+    if manifest.units and not has_digest:
+        raise ValueError("it lacks its digest")
+    return manifest
+
+
+def begun(path: Path) -> Manifest:
+    """Return the manifest of a run that goes on, from its copy where it is damaged.
+
+    Raises:
+        RunError: As `read_manifest`, if the copy is damaged as well.
+    """
+    try:
+        return read_manifest(path)
+    except RunError:
+        with suppress(OSError, ValueError):
+            return _manifest(path, COPY)
+        raise
+
+
+def repair(path: Path) -> Manifest:
+    """Rebuild a damaged manifest from its copy; what the run came to is counted anew.
+
+    Returns:
+        The manifest, as it is written; one that is whole is left as it is.
+
+    Raises:
+        RunError: If the copy is damaged as well, or another process is writing.
+    """
+    with suppress(RunError):
+        return read_manifest(path)
+    with _locked(path):
+        try:
+            manifest = _manifest(path, COPY)
+        except (OSError, ValueError) as error:
             raise RunError(
-                f"{str(path)!r} is of schema {given.get('schema')!r}; this version reads "
-                f"{', '.join(map(str, READ))}"
-            )
-        return Run(path, Manifest.model_validate(given))
-    except (ValueError, ValidationError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"{str(path / MANIFEST)!r} is damaged: {error}") from error
+                f"the manifest of {str(path)!r} cannot be rebuilt, its copy is damaged as well: "
+                f"{error}; the tables can still be read one by one"
+            ) from error
+        lost = next(manifest.missing(frozenset(units_in(path))), None)
+        status = "complete" if lost is None else "interrupted"
+        return Writer(path).close(manifest, status).manifest
 
 
 @dataclass(frozen=True)
@@ -308,7 +404,8 @@ class Writer:
         writer = cls(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{str(path)!r} is a file; a run needs a folder")
-        if path.is_dir() and not (path / MANIFEST).exists():
+        there = (path / MANIFEST).exists() or (path / COPY).exists()
+        if path.is_dir() and not there:
             strangers = [item.name for item in path.iterdir() if not item.name.startswith(".")]
             if strangers:
                 raise RunError(
@@ -316,20 +413,17 @@ class Writer:
                 )
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK)
-        with _explained(path):
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                # Timeout is an OSError, and not one of the disk.
-                raise RunError(
-                    f"another process is writing {str(path)!r}; wait for it or give another --out"
-                ) from error
-        with lock:
-            for left in path.rglob(".*.tmp"):
-                left.unlink()
-            if (path / MANIFEST).exists():
-                before = open_run(path).manifest
+        with _locked(path):
+            for folder in (path, *(path / name for name in (*TABLES, COMMITS))):
+                if folder != path and folder.is_symlink():
+                    raise RunError(
+                        f"{str(folder)!r} is a link, and nothing is written through it; give "
+                        "another --out, or put the folder itself there"
+                    )
+                for left in folder.glob(".*.tmp"):
+                    left.unlink()
+            if there:
+                before = begun(path)
                 if differences := before.differences(manifest):
                     raise RunError(
                         f"{str(path)!r} holds another {before.flow}. Different: "
@@ -337,13 +431,14 @@ class Writer:
                         "Give another --out, or the same options to continue."
                     )
                 manifest.started = before.started
-                writer._set_damaged_aside()
+                writer._set_damaged_aside(older=not before.units)
+            writer._write(Path(COPY), sealed(manifest.told()))
             writer.write_manifest(manifest)
             yield writer
 
     def finished(self) -> frozenset[str]:
         """Return the units that are whole on disk."""
-        return frozenset(unit for unit, _ in _commits(self.path))
+        return frozenset(units_in(self.path))
 
     def append(self, unit: str, parts: Mapping[str, pa.Table]) -> None:
         """Write the parts of a unit, then its commit.
@@ -351,27 +446,52 @@ class Writer:
         Raises:
             RunError: If a part cannot be written; what was there before stays as it was.
         """
-        commit: dict[str, dict[str, Any]] = {}
+        self._retract(unit)
+        commit: Commit = {}
         for name, rows in parts.items():
-            data = _encode(table_named(name), rows)
+            data = encode(table_named(name), rows)
             self._write(Path(name) / f"{unit}.parquet", data)
-            commit[name] = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows.num_rows}
-        self._write(Path(COMMITS) / f"{unit}.json", json.dumps(commit).encode())
+            commit[name] = _told(data, rows.num_rows)
+        self._commit(unit, commit)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
-        text = manifest.model_dump_json(by_alias=True, indent=1)
-        self._write(Path(MANIFEST), text.encode())
+        self._write(Path(MANIFEST), sealed(manifest.told()))
 
     def write_constants(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors that belong to the run as a whole."""
-        self._write(Path(CONSTANTS), save_tensors({k: v.contiguous() for k, v in tensors.items()}))
+        data = save_tensors({k: v.contiguous() for k, v in tensors.items()})
+        self._retract(CONSTANT)
+        self._write(Path(CONSTANTS), data)
+        self._commit(CONSTANT, {CONSTANT: _told(data, len(tensors))})
+
+    def discard_failed(self) -> None:
+        """Take back the units in which a sample is not ok, so that they run again."""
+        for unit in units_in(self.path):
+            commit, _ = read_commit(self.path, unit)
+            if "samples" not in commit:
+                continue
+            rows = read_part(self.path, "samples", unit, commit["samples"])
+            if set(rows["status"].to_pylist()) != {"ok"}:
+                self._retract(unit)
+
+    def _retract(self, unit: str) -> None:
+        """Remove a unit's commit before its parts change: half of it must not count."""
+        commit = self.path / COMMITS / f"{unit}.json"
+        if commit.exists():
+            with _explained(commit):
+                commit.unlink()
+                sync_folder(commit.parent)
+
+    def _commit(self, unit: str, commit: Commit) -> None:
+        self._write(Path(COMMITS) / f"{unit}.json", sealed({"unit": unit, "parts": commit}))
 
     @contextmanager
     def noting(self, manifest: Manifest) -> Generator[None]:
         """Note in the manifest that the run was interrupted, if the block ends early."""
         try:
-            yield
+            with interruptible():
+                yield
         except (KeyboardInterrupt, MnemoscopeError):
             # A full disk may have room for the manifest, or not: what was finished is intact.
             with suppress(RunError):
@@ -381,77 +501,80 @@ class Writer:
     def close(self, manifest: Manifest, status: Status) -> Run:
         """Count what there is and write the final manifest."""
         manifest.status, manifest.finished = status, now()
-        rows: dict[str, int] = {}
-        for _, commit in _commits(self.path):
-            for name, part in commit.items():
-                rows[name] = rows.get(name, 0) + part["rows"]
-        manifest.rows = rows
+        run = Run(self.path, manifest)
+        rows: Counter[str] = Counter()
+        for commit in run.commits().values():
+            rows.update({name: part["rows"] for name, part in commit.items()})
+        manifest.rows = dict(rows)
         found: Counter[str] = Counter()
-        for part in Run(self.path, manifest).parts("samples"):
+        for part in run.parts("samples", ["status"]):
             found.update(part["status"].to_pylist())
         manifest.samples = dict(found)
+        manifest.done = len(self.finished())
         self.write_manifest(manifest)
-        return Run(self.path, manifest)
+        return run
 
     def _write(self, name: Path, data: bytes) -> None:
         target = self.path / name
         with _explained(target):
             write_atomically(target, data)
 
-    def _set_damaged_aside(self) -> None:
-        for unit in sorted(
-            file.stem for file in (self.path / COMMITS).glob("*.json") if file.is_file()
-        ):
-            commit = self.path / COMMITS / f"{unit}.json"
+    def _set_damaged_aside(self, older: bool) -> None:
+        """Set aside what differs from its digest; give older records theirs."""
+        for unit in units_in(self.path):
             try:
-                parts = _parse_commit(commit)
+                commit, has_digest = read_commit(self.path, unit)
             except RunError:
-                os.replace(commit, commit.with_name(commit.name + ".corrupt"))
+                _set_aside(self.path / COMMITS / f"{unit}.json")
                 continue
-            damaged = False
-            for name, part in parts.items():
-                try:
-                    _read_part(self.path, table_named(name).name, unit, part)
-                except RunError:
-                    damaged = True
-                    file = self.path / name / f"{unit}.parquet"
-                    if file.exists():
-                        os.replace(file, file.with_name(file.name + ".corrupt"))
+            damaged = [name for name in commit if not self._whole(unit, name, commit[name])]
+            for name in damaged:
+                _set_aside(_place(self.path, name, unit))
             if damaged:
-                commit.unlink()
+                self._retract(unit)
+            elif not has_digest:
+                self._commit(unit, commit)
         constants = self.path / CONSTANTS
-        if constants.exists():
+        if constants.exists() and CONSTANT not in units_in(self.path):
             try:
-                _tensors(constants)
+                held = read_constants(self.path, {}) if older else {}
             except RunError:
-                os.replace(constants, constants.with_name(constants.name + ".corrupt"))
+                held = {}
+            if held:
+                self._commit(CONSTANT, {CONSTANT: _told(constants.read_bytes(), len(held))})
+            else:
+                _set_aside(constants)
+
+    def _whole(self, unit: str, name: str, part: Mapping[str, Any]) -> bool:
+        try:
+            _read(_place(self.path, name, unit), part)
+        except RunError:
+            return False
+        return True
 
 
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, also after a power cut.
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Hold a folder for this process alone."""
+    if (path / LOCK).is_symlink():
+        raise RunError(f"{str(path / LOCK)!r} is a link; remove it")
+    lock = FileLock(path / LOCK)
+    with _explained(path):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            # Timeout is an OSError, and not one of the disk.
+            raise RunError(
+                f"another process is writing {str(path)!r}; wait for it or give another --out"
+            ) from error
+    with lock:
+        yield
 
-    Raises:
-        OSError: If it cannot be written; nothing is left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "nt":
-        # Windows opens no folders; a rename there is as durable as it gets.
-        return
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        with _explained(path):
+            os.replace(path, path.with_name(path.name + ".corrupt"))
 
 
 @contextmanager
@@ -465,48 +588,39 @@ def _explained(target: Path) -> Generator[None]:
         ) from error
 
 
-def _encode(table: Table, rows: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    # Splitting floats by byte lets zstd find the exponents, which repeat, apart from the mantissas.
-    floats = [c.name for c in table.columns if pa.types.is_floating(c.type)]
-    by_column: dict[str, Any] = {
-        "use_dictionary": [c.name for c in table.columns if c.name not in floats],
-        "use_byte_stream_split": floats,
-    }
-    pq.write_table(
-        rows.cast(table.schema),
-        sink,
-        compression="zstd",
-        compression_level=6,
-        write_page_checksum=True,
-        **by_column,
-    )
-    return sink.getvalue()
+def _told(data: bytes, rows: int) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows}
 
 
-def decoded(data: bytes) -> pa.Table:
-    """Return the table that a Parquet file holds; no thread is started.
+def _place(folder: Path, name: str, unit: str) -> Path:
+    """Return where a part of a unit lies."""
+    return folder / CONSTANTS if name == CONSTANT else folder / name / f"{unit}.parquet"
+
+
+def _read(path: Path, commit: Mapping[str, Any]) -> bytes:
+    """Read what a commit tells of; an empty one, of an older folder, tells nothing."""
+    try:
+        data = read_bytes(path, MAX_PART)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
+    if commit and hashlib.sha256(data).hexdigest() != commit["sha256"]:
+        raise RunError(
+            f"{str(path)!r} differs from what was written; run the study again to replace it"
+        )
+    return data
+
+
+def read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) -> pa.Table:
+    """Read a part, verified.
 
     Raises:
-        ArrowException: If it is damaged.
+        RunError: If it is missing, or differs from its commit.
     """
-    # Arrow's pools read what is a Python file, and what they are asked to read in parallel. One of
-    # their threads that still wants Python's lock when the interpreter ends aborts the process.
-    source = pa.BufferReader(data)
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        return file.read(use_threads=False)
-
-
-def _read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) -> pa.Table:
-    path = folder / name / f"{unit}.parquet"
+    path = _place(folder, name, unit)
+    data = _read(path, commit)
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != commit["sha256"]:
-            raise RunError(
-                f"{str(path)!r} differs from what was written; run the study again to replace it"
-            )
-        return decoded(data)
-    except (OSError, pa.ArrowException) as error:
+        return decode(data, commit["rows"])
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
 
 
@@ -518,24 +632,51 @@ def _where(rows: pa.Table, **values: Any) -> pa.Table:
     return rows.filter(pa.array(here))
 
 
-def _commits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted((folder / COMMITS).glob("*.json")):
-        yield path.stem, _parse_commit(path)
-
-
-def _parse_commit(path: Path) -> dict[str, Any]:
+def units_in(folder: Path) -> list[str]:
+    """Return the names of the units that are committed, sorted."""
     try:
-        commit: dict[str, Any] = json.loads(path.read_bytes())
-        if not all({"sha256", "rows"} <= part.keys() for part in commit.values()):
-            raise ValueError("a part without sha256 or rows")
-    except (OSError, ValueError, AttributeError) as error:
+        names = os.listdir(folder / COMMITS)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{str(folder / COMMITS)!r} cannot be read: {error}") from error
+    hidden = (name for name in names if name.endswith(".json") and not name.startswith("."))
+    return sorted(name.removesuffix(".json") for name in hidden)
+
+
+def read_commit(folder: Path, unit: str) -> tuple[Commit, bool]:
+    """Return what a unit wrote, and whether its commit carries a digest.
+
+    Raises:
+        RunError: If the commit is damaged, or is another unit's.
+    """
+    path = folder / COMMITS / f"{unit}.json"
+    try:
+        told, has_digest = unsealed(read_bytes(path))
+        if has_digest and told.pop("unit") != unit:
+            raise ValueError("it is the commit of another unit")
+        parts = told.pop("parts") if has_digest else told
+        for name, part in parts.items():
+            known = name in TABLES or (name == unit == CONSTANT)
+            if not known or part.keys() != {"sha256", "rows"}:
+                raise ValueError(f"{name!r} is no table with sha256 and rows")
+            if not _DIGEST.fullmatch(part["sha256"]) or not 0 <= part["rows"] <= MAX_PART:
+                raise ValueError(f"sha256 or rows of {name!r} are none")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"{str(path)!r} is damaged: {error}; run the study again") from error
-    return commit
+    return parts, has_digest
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    data = path.read_bytes()
+def read_constants(folder: Path, commit: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the constants; an empty commit, of an older folder, has no digest of them.
+
+    Raises:
+        RunError: If they are missing or damaged.
+    """
+    data = _read(folder / CONSTANTS, commit)
     try:
         return load_tensors(data)
     except Exception as error:  # safetensors' own error class is a direct child of Exception
-        raise RunError(f"{str(path)!r} is damaged: {error}; run the study again") from error
+        raise RunError(
+            f"{str(folder / CONSTANTS)!r} is damaged: {error}; run the study again"
+        ) from error

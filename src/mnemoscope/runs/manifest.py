@@ -4,6 +4,7 @@ Contents: `Manifest`, `Status`, `packages`.
 """
 
 import sys
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ UNASKED: dict[str, Any] = {"filmstrip": 0}
 
 FREE = (
     "batch", "device", "out", "prompt", "prompts", "model", "lora", "vae", "variant", "ordinary",
-    "false_positives",
+    "false_positives", "sscd", "retry",
 )  # fmt: skip
 """Options that may differ when a run goes on: the same tables come out. What a model or a list is
 called does not matter; what it holds does, and has a digest."""
@@ -38,7 +39,8 @@ class Manifest(BaseModel):
         status: How far it came.
         given: The options as passed: what differs from the defaults.
         options: The options as resolved.
-        methods: SHA-256 over the formulas of all that computes scores; empty where there is none.
+        methods: SHA-256 over the formulas and files of all that computes scores; empty where there
+            is none.
         packages: Versions of the packages that matter.
         model: Identifier and SHA-256 of the weights.
         prompts: SHA-256 over prompts and training images.
@@ -51,6 +53,9 @@ class Manifest(BaseModel):
         finished: When it last ended, UTC; None while it runs.
         rows: Number of rows of each table.
         samples: Number of samples by status.
+        units: Which units the run has once it is complete: a name with `*` stands for as many as
+            the number says. Empty in folders from before there were digests.
+        done: How many of them were on disk when it last ended.
     """
 
     model_config = ConfigDict(populate_by_name=True, extra="forbid")
@@ -73,6 +78,18 @@ class Manifest(BaseModel):
     finished: str | None = None
     rows: dict[str, int] = Field(default_factory=dict[str, int])
     samples: dict[str, int] = Field(default_factory=dict[str, int])
+    units: dict[str, int] = Field(default_factory=dict[str, int])
+    done: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def missing(self, units: Container[str]) -> Iterator[str]:
+        """Yield which of the run's units are not among some."""
+        for name, count in self.units.items():
+            named = (name.replace("*", f"{at:06d}") for at in range(count))
+            yield from (unit for unit in named if unit not in units)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +117,7 @@ class Manifest(BaseModel):
         if self.model["digest"] != other.model["digest"]:
             found.append("weights of the model")
         if self.methods != other.methods:
-            found.append("formulas of the detectors")
+            found.append("formulas of the detectors, or the file of SSCD")
         if self.dtype != other.dtype:
             found.append(f"dtype: {self.dtype} there, {other.dtype} here")
         return found

@@ -193,9 +193,18 @@ _ALL = (
             Column("level", pa.int32(), "planted repetition level", "1", nullable=True),
             Column("overfit_type", pa.string(), "Webster's label", nullable=True),
             Column(
-                "tokens", pa.int32(), "length in tokens, with the first and last marks", "token"
+                "tokens",
+                pa.int32(),
+                "length in tokens, with the first and last marks; null where it has none",
+                "token",
+                nullable=True,
             ),
-            Column("truncated", pa.bool_(), "whether the text exceeds the model's window"),
+            Column(
+                "truncated",
+                pa.bool_(),
+                "whether the text exceeds the model's window; null where it has no length",
+                nullable=True,
+            ),
             Column(
                 "references",
                 pa.list_(pa.string()),

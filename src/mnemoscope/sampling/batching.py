@@ -42,8 +42,8 @@ def attempt(
         return
     except MnemoscopeError:
         raise
-    except (RuntimeError, MemoryError) as error:
-        # RuntimeError is what torch raises, running out of an accelerator's memory included.
+    except Exception as error:
+        # Whatever it is, it must not take others along; running out of memory is one of many.
         if len(rows) == 1:
             yield rows, error
             return

@@ -185,7 +185,7 @@ def truth_of(
         np.array([each.memorized is True for each in found], dtype=bool),
         np.array([each.counts for each in found], dtype=bool),
         np.array([each.severity for each in found], dtype=np.float64),
-        np.array([float(prompt["tokens"]) for prompt in prompts]),
+        np.array([_number(prompt["tokens"]) for prompt in prompts]),
         np.array([_number(prompt["level"]) for prompt in prompts]),
         tuple(prompt["kind"] or "" for prompt in prompts),
         tuple(prompt["family"] or "" for prompt in prompts),

@@ -1,5 +1,6 @@
 """Filmstrips show how samples came about: decoded clean estimates of a few calls, by branch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from mnemoscope.core.record import Branch, Trajectory
 from mnemoscope.data.filmstrip import encode, evenly
 from mnemoscope.evidence.piece import Piece
 from mnemoscope.evidence.sitting import Sitting
+from mnemoscope.sampling.batching import batched
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,13 @@ class Filmstrip(Piece[tuple[Strip, ...]]):
         calls = evenly(self.columns, sitting.bank.calls)
         shown = _branches(tape, sitting.bank.guidance)
         frames = {name: tape.x0(branch)[:, calls] for name, branch in shown.items()}
-        strips: list[Strip] = []
-        for row in sitting.ok.nonzero()[:, 0].tolist():
-            strips.append(self._strip(sitting, row, calls, frames))
-        return tuple(strips)
+
+        def strip(rows: Sequence[int]) -> Strip:
+            return self._strip(sitting, rows[0], calls, frames)
+
+        # One that fails is left out.
+        made = batched(sitting.ok.nonzero()[:, 0].tolist(), 1, strip)
+        return tuple(found for _, found in made if isinstance(found, Strip))
 
     def _strip(
         self,

@@ -192,7 +192,7 @@
       make("th", { scope: "row" }, button(make("bdi", { class: "prompt" }, prompt.text), () => goto(prompt), { class: "open" })),
       make("td", {}, make("span", { class: "sheet-frame" }, cardOf(prompt))), plain(prompt.group), plain(at(prompt).grade),
       ...data.columns.map((_, column) => plain(number(at(prompt).v[column]), "num")),
-      plain(known(prompt.level) ? String(prompt.level) : "", "num"), plain(String(prompt.tokens), "num"), plain(String(at(prompt).n), "num"));
+      plain(known(prompt.level) ? String(prompt.level) : "", "num"), plain(known(prompt.tokens) ? String(prompt.tokens) : "", "num"), plain(String(at(prompt).n), "num"));
   };
   const table = () => {
     const heads = [["prompt", "text"], ["images", ""], ["group", ""], ["grade", ""],
@@ -520,7 +520,7 @@
       make(level, { class: "title" }, make("bdi", { class: "prompt" }, detail.text)),
       make("p", { class: "facts" }, make("strong", { class: "role" }, WORDS[role]), " at g = " + data.lead
         + (role === "unjudged" && prompt.group === "control" ? ", a control" : "") + (role === "unjudged" && detail.own.length ? ": " + data.unjudged : "") + ". Shown at ", make("strong", {}, whom), ": " + said(listed)
-        + ". " + about(prompt) + "; " + prompt.tokens + " tokens" + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
+        + ". " + about(prompt) + (known(prompt.tokens) ? "; " + prompt.tokens + " tokens" : "") + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
       make("div", { class: "work" }, drawn.element, make("div", { class: "curves" }, ...parts.map((one) => one.figure))),
       parts.length ? make("p", { class: "hint" }, "Bold: mean over " + here.curves.seeds.length + " seeds; thin: each seed. The image is "
         + (here.curves.reference === "target" ? "the " + prompt.image : "the sample's own end, since the prompt has none") + ".")

@@ -1,0 +1,41 @@
+"""Every campaign of faults, with few of each: nothing wrong enters a result, nothing is lost."""
+
+import pytest
+
+from benchmarks.faults import CAMPAIGNS, damage, spread
+from mnemoscope.runs import folder
+
+FEW = {
+    "1 killed at a write": 2,
+    "1 power lost at a write": 3,
+    "2 damaged files": 3,
+    "3 errors of the disk": 1,
+    "4 processes on one folder": 1,
+    "5 numbers that are not finite": 2,
+    "6 errors in one prompt": 3,
+    "7 prompt files": 40,
+    "8 batch sizes": 3,
+    "14 pictures": 30,
+    "14 records of strangers": 2,
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_faults_are_survived(tmp_path, name):
+    campaign, most = CAMPAIGNS[name]
+    assert FEW[name] < most
+    tally = campaign(tmp_path, FEW[name])
+    assert tally.tried >= FEW[name]
+    assert tally.failed == []
+
+
+def test_a_fault_that_is_not_survived_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_read", lambda path, commit: path.read_bytes())
+    tally = damage(tmp_path, 9)
+    assert 0 < len(tally.failed) < tally.tried
+
+
+def test_faults_are_spread():
+    assert spread(10, 1) == [5]
+    assert spread(10, 5) == [1, 3, 5, 7, 9]
+    assert spread(3, 8) == [0, 1, 2]
