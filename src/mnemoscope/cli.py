@@ -557,7 +557,6 @@ def _list_detectors() -> None:
         _table(head, rows)
 
 
-@app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     repair: Annotated[
@@ -576,7 +575,6 @@ def verify(
         raise typer.Exit(3)
 
 
-@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
@@ -593,6 +591,7 @@ EXAMPLES = {
     "calibrate": "calibrate embedded --out calibration.json",
     "bench detectors": "bench detectors embedded --out runs/detectors",
     "list": "list detectors",
+    "verify": "verify runs/first",
     "version": "version",
 }
 """What each command is shown with in its help."""
@@ -620,6 +619,7 @@ def _add_all() -> None:
         "calibrate": derived(Calibrating, _calibrate, again),
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
         "list": list_,
+        "verify": verify,
         "version": version,
     }
     for name, command in commands.items():
