@@ -73,6 +73,32 @@ def test_interval_is_that_of_a_plain_bootstrap(world):
     np.testing.assert_allclose([found.low, found.high], [plain.low, plain.high], atol=1e-12)
 
 
+def test_banks_of_noise_count(world):
+    known, good, _ = world
+    rng = np.random.default_rng(1)
+    banks = good + rng.normal(size=(6, 1)) * known.memorized + 0.3 * rng.normal(size=(6, 300))
+    each = [auc(bank, known.memorized) for bank in banks]
+    found = auc(banks, known.memorized)
+    assert found.value == pytest.approx(np.mean([one.value for one in each]))
+    # Resampled by hand: six banks and all prompts, with replacement.
+    drawn = []
+    for _ in range(1000):
+        some, who = rng.integers(6, size=6), rng.integers(300, size=300)
+        yes, no = who[known.memorized[who]], who[~known.memorized[who]]
+        pairs = banks[some][:, yes][:, :, None] > banks[some][:, no][:, None]
+        drawn.append(pairs.mean())
+    np.testing.assert_allclose(
+        [found.low, found.high], np.quantile(drawn, [0.025, 0.975]), atol=0.015
+    )
+    assert found.high - found.low > 1.5 * np.median([one.high - one.low for one in each])
+    entries = rank(
+        {"good": banks}, known, kinds={"good": "prompt"}, price={"good": 1}, seconds={"good": 1}
+    )
+    assert entries.get("good").value == found.value
+    assert "6 banks" in entries.get("good").method
+    assert entries.get("good", "tpr").value == tpr(banks[0], known.memorized).value
+
+
 def test_tpr_needs_a_hundred_negatives():
     labels = np.arange(60) < 10
     assert "at least 100" in tpr(np.arange(60.0), labels).reason

@@ -4,7 +4,7 @@ Flow: sample every prompt and judge the samples (a study, or one that exists), s
 every detector, rank. The folder then holds::
 
     study/               the run folder with samples and severity, unless one was given
-    scores.parquet       table `scores`
+    scores.parquet       table `scores`, of the first bank of noise
     ranking.parquet      table `ranking`
     agreement.parquet    table `agreement`
     leaderboard.md       the ranking to read
@@ -34,7 +34,7 @@ from mnemoscope.core.panels import ScatterPanel
 from mnemoscope.core.stats import roc_auc
 from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
-from mnemoscope.errors import InputError
+from mnemoscope.errors import InputError, did_you_mean
 from mnemoscope.flows.detect import Notify, Scores, detect, encoded
 from mnemoscope.flows.options import brought, listed, name_of, opened, values_of
 from mnemoscope.flows.ordinary import SCORES
@@ -54,7 +54,7 @@ from mnemoscope.reporting.figures import save
 from mnemoscope.runs.folder import Run, open_run
 from mnemoscope.runs.records import sealed, write_atomically
 from mnemoscope.runs.tables import TABLES
-from mnemoscope.sampling.recipe import Recipe
+from mnemoscope.sampling.recipe import NOISES, Recipe
 from mnemoscope.severity.truth import MEMORIZED_SHARE, require_both, truth_of
 
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {
@@ -79,6 +79,7 @@ class Leaderboard:
         run: The run with samples and severity.
         path: The folder.
         seed: Seed of the split.
+        banks: Banks of noise behind the AUC.
     """
 
     ranking: Ranking
@@ -86,6 +87,7 @@ class Leaderboard:
     run: Run
     path: Path
     seed: int = 0
+    banks: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ class Benchmark(Recipe, Source):
     )
     out: str | Path = option("runs/detectors", "Folder of the results.")
     batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+    banks: int = option(
+        1, "Banks of noise that scores are drawn from anew; intervals of AUC then count them."
+    )
+    scoring_noise: str = option(
+        "shared",
+        "Noise of the scores: shared among prompts, independent, or fresh for every prompt as "
+        "published codes draw it.",
+    )
 
     def __post_init__(self) -> None:
         """Bring values to their type and refuse those that mean nothing.
@@ -114,6 +124,10 @@ class Benchmark(Recipe, Source):
         brought(self)
         if not 0 < self.cut <= 1:
             raise InputError(f"cut {self.cut} given; expected a share of samples in (0, 1]")
+        if self.banks < 1:
+            raise InputError(f"banks {self.banks} given; expected at least 1")
+        if self.scoring_noise not in NOISES:
+            raise InputError(did_you_mean(self.scoring_noise, NOISES, "scoring_noise"))
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "Benchmark":
@@ -185,21 +199,26 @@ def leaderboard(
     truth = truth_of(run, guidance=asked.guidance, measure=measure, cut=asked.cut)
     # Said before the scoring, which is what takes long.
     require_both(truth)
-    scores = detect(
-        known,
-        _matching(held or listed(None, name), truth.prompt_id),
-        detectors=chosen,
-        out=out / "scoring",
-        guidance=asked.guidance,
-        # Other noise than the study's: a sample must not be scored by its own start.
-        seed=asked.seed + 1,
-        notify=notify,
-        progress=progress,
-        **shared,
-    )
+    drawn = [
+        detect(
+            known,
+            _matching(held or listed(None, name), truth.prompt_id),
+            detectors=chosen,
+            out=out / "scoring" / str(bank),
+            guidance=asked.guidance,
+            noise=asked.scoring_noise,
+            # Other noise than the study's: a sample must not be scored by its own start.
+            seed=asked.seed + 1 + bank,
+            notify=notify,
+            progress=progress,
+            **shared,
+        )
+        for bank in range(asked.banks)
+    ]
+    scores = drawn[0]
     names = [detector.name for detector in chosen]
     ranking = rank(
-        {name: scores.of(name) for name in names},
+        {name: np.stack([bank.of(name) for bank in drawn]) for name in names},
         truth,
         kinds={detector.name: detector.kind for detector in chosen},
         price={n: scores.mean(n, "network_calls") for n in names},
@@ -207,7 +226,7 @@ def leaderboard(
         combine=COMBINATIONS,
         seed=asked.seed,
     )
-    board = Leaderboard(ranking, scores, run, out, asked.seed)
+    board = Leaderboard(ranking, scores, run, out, asked.seed, asked.banks)
     _write(board, known, asked)
     shutil.rmtree(out / "scoring", ignore_errors=True)
     return board
@@ -309,7 +328,8 @@ def summary(board: Leaderboard) -> str:
         f"Memorized: at least {truth.cut:.0%} of a prompt's samples are copies of its training "
         f"image by {truth.measure}, at guidance {truth.guidance:g}. {yes} memorized prompts, {no} "
         f"others, {int((~truth.judged).sum())} left out (they copy another image, or have none). "
-        "Intervals: 95 %, percentile bootstrap over prompts.",
+        "Intervals: 95 %, percentile bootstrap over prompts"
+        + (f" and, for the AUC, over {board.banks} banks of noise." if board.banks > 1 else "."),
         "",
         markdown.leaderboard(ranking),
         "",
@@ -383,6 +403,8 @@ def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
         "scheduler": board.run.manifest.options["scheduler"],
         "seed": board.seed,
         "recipe": dict(board.scores.recipe),
+        "banks": board.banks,
+        "scoring_noise": asked.scoring_noise,
         "measure": truth.measure,
         "cut": truth.cut,
         "memorized": int((truth.judged & truth.memorized).sum()),

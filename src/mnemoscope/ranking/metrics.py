@@ -1,6 +1,9 @@
-r"""A metric says how well scores tell memorized prompts from others, with an interval over prompts.
+r"""A metric says how well scores tell memorized prompts from others, with an interval.
 
-Formulas, a resample drawing as many prompts as there are, with replacement::
+Scores rest on noise. Where they were drawn from several banks of noise, the AUC is the mean over
+banks, and its interval counts both: another draw of noise would have given other scores.
+
+Formulas, a resample drawing as many prompts, and as many banks, as there are, with replacement::
 
     auc            P(score of a memorized prompt > that of another), ties half
     difference     auc of one detector minus that of another, on the same prompts
@@ -24,23 +27,27 @@ DRAWS = 1000
 
 
 def _above(
-    scores: Float[np.ndarray, " n"], memorized: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, "positive negative"]:
+    scores: Float[np.ndarray, "*bank n"], memorized: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, "bank positive negative"]:
     """Return 1 where a memorized prompt scores above another, 1/2 where they tie, else 0."""
-    apart = scores[memorized][:, None] - scores[~memorized][None]
+    banks = np.atleast_2d(scores)
+    apart = banks[:, memorized][:, :, None] - banks[:, ~memorized][:, None]
     return (np.sign(apart) + 1) / 2
 
 
 def _over_pairs(
-    pairs: Float[np.ndarray, "positive negative"], memorized: Bool[np.ndarray, " n"], name: str
+    pairs: Float[np.ndarray, "bank positive negative"],
+    memorized: Bool[np.ndarray, " n"],
+    name: str,
 ) -> Estimate:
-    """Average over pairs of memorized and other prompts, with a bootstrap interval over prompts.
+    """Average over pairs of memorized and other prompts and over banks, with a bootstrap interval.
 
     A resample draws prompts, so it weighs a pair by how often both of its prompts were drawn; that
     is one product for all resamples, where ranking each would sort it.
     """
-    n = len(memorized)
-    method = f"{name}, percentile bootstrap over prompts, 95%, {DRAWS} draws"
+    n, banks = len(memorized), len(pairs)
+    over = "prompts" if banks == 1 else f"prompts and {banks} banks of noise"
+    method = f"{name}, percentile bootstrap over {over}, 95%, {DRAWS} draws"
     if not pairs.size:
         yes = int(memorized.sum())
         return Estimate(
@@ -51,14 +58,16 @@ def _over_pairs(
         drawn = np.stack([np.bincount(pick, minlength=n) for pick in picks]).astype(np.float64)
         yes, no = drawn[:, memorized], drawn[:, ~memorized]
         weight = yes.sum(1) * no.sum(1)
-        total = ((yes @ pairs) * no).sum(1)
+        weights = np.random.default_rng(1).multinomial(banks, np.full(banks, 1 / banks), len(picks))
+        each = np.stack([((yes @ part) * no).sum(1) for part in pairs], axis=1)
+        total = (each * weights / banks).sum(1)
         return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
 
     return interval(float(pairs.mean()), resampled, n, whose="prompts", draws=DRAWS, method=method)
 
 
-def auc(scores: Float[np.ndarray, " n"], memorized: Bool[np.ndarray, " n"]) -> Estimate:
-    """Measure the AUC with its interval over prompts.
+def auc(scores: Float[np.ndarray, "*bank n"], memorized: Bool[np.ndarray, " n"]) -> Estimate:
+    """Measure the AUC with its interval over prompts, and over banks where there are several.
 
     Source: Hanley & McNeil 1982; Efron 1979.
     """
@@ -66,8 +75,8 @@ def auc(scores: Float[np.ndarray, " n"], memorized: Bool[np.ndarray, " n"]) -> E
 
 
 def difference(
-    a: Float[np.ndarray, " n"],
-    b: Float[np.ndarray, " n"],
+    a: Float[np.ndarray, "*bank n"],
+    b: Float[np.ndarray, "*bank n"],
     memorized: Bool[np.ndarray, " n"],
 ) -> Estimate:
     """Measure by how much the AUC of one detector exceeds another's, on the same prompts.
@@ -76,8 +85,8 @@ def difference(
 
     Source: paired bootstrap over prompts.
     """
-    use = np.isfinite(a) & np.isfinite(b)
-    apart = _above(a[use], memorized[use]) - _above(b[use], memorized[use])
+    use = np.isfinite(np.concatenate([np.atleast_2d(a), np.atleast_2d(b)])).all(axis=0)
+    apart = _above(a[..., use], memorized[use]) - _above(b[..., use], memorized[use])
     return _over_pairs(apart, memorized[use], "AUC difference")
 
 

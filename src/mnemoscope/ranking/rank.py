@@ -3,12 +3,15 @@ r"""A ranking says how well each detector tells memorized prompts from others, a
 Ground truth is measured severity at the guidance scale in question, never a list (see
 `severity.truth`). Metrics, each with a percentile bootstrap interval over prompts::
 
-    auc            P(score of a memorized prompt > that of another), ties half
+    auc            P(score of a memorized prompt > that of another), ties half; the mean over banks
+                   of noise, with an interval over them as well, where there are several
     tpr            true positive rate at the last ROC point with a false positive rate <= 1 %
     auc_matched    auc over pairs of like prompt length
     severity       Spearman correlation of score and mean severity, over all prompts
     held_tpr       tpr on one half of the prompts at the threshold that the other half's negatives
     held_fpr       set for a rate of 1 %; and the rate of false positives it then has
+
+All but the AUC are of the first bank.
 
 Contents: `rank`, `Ranking`, `Entry`.
 """
@@ -127,7 +130,7 @@ def _null(value: float) -> float | None:
 
 
 def rank(
-    scores: Mapping[str, Float[np.ndarray, " prompt"]],
+    scores: Mapping[str, Float[np.ndarray, "... prompt"]],
     truth: Truth,
     *,
     kinds: Mapping[str, str],
@@ -139,7 +142,7 @@ def rank(
     """Rank detectors.
 
     Args:
-        scores: Scores by detector, in the order of the truth.
+        scores: Scores by detector, in the order of the truth; a row a bank where there are several.
         truth: Ground truth.
         kinds: "prompt" or "pair" by detector.
         price: Network calls a prompt by detector.
@@ -157,9 +160,11 @@ def rank(
     require_both(truth)
     half = truth.half(seed)
     entries: list[Entry] = []
-    for name, values in scores.items():
+    first = {name: np.atleast_2d(values)[0] for name, values in scores.items()}
+    for name, values in first.items():
         for population, here in _populations(truth, half):
-            entries.append(_entry(name, kinds[name], "auc", population, values, truth, here))
+            every = scores[name]
+            entries.append(_entry(name, kinds[name], "auc", population, every, truth, here))
         everyone = truth.judged
         for metric in ("tpr", "auc_matched", "severity"):
             entries.append(_entry(name, kinds[name], metric, "all", values, truth, everyone))
@@ -173,13 +178,13 @@ def rank(
     for name, parts in (combine or {}).items():
         if not all(part in scores for part in parts):
             continue
-        values = calibrated([scores[part] for part in parts], truth, half)
+        values = calibrated([first[part] for part in parts], truth, half)
         here = truth.judged & ~half
         entries.append(_entry(name, "calibrated", "auc", "judging half", values, truth, here))
         prices[name] = max(price[part] for part in parts)
         times[name] = max(seconds[part] for part in parts)
     agreement = {
-        (a, b): _agreement(scores[a], scores[b])
+        (a, b): _agreement(first[a], first[b])
         for at, a in enumerate(scores)
         for b in list(scores)[at + 1 :]
     }
@@ -216,15 +221,15 @@ def _entry(
     kind: str,
     metric: str,
     population: str,
-    values: Float[np.ndarray, " prompt"],
+    values: Float[np.ndarray, "*bank prompt"],
     truth: Truth,
     here: Bool[np.ndarray, " prompt"],
 ) -> Entry:
-    use = here & np.isfinite(values)
+    use = here & np.isfinite(np.atleast_2d(values)).all(axis=0)
     memorized = truth.memorized[use]
     match metric:
         case "auc":
-            estimate = auc(values[use], memorized)
+            estimate = auc(values[..., use], memorized)
         case "tpr":
             estimate = tpr(values[use], memorized)
         case "auc_matched":
