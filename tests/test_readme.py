@@ -68,8 +68,8 @@ def test_the_guards_page_runs(capsys):
 
 
 def record_with_gaps(memorized, other):
-    """Build a record of six prompts whose noise estimates differ by a known amount."""
-    sizes = [memorized] * 3 + [other] * 3
+    """Build a record of twelve prompts whose noise estimates differ by a known amount."""
+    sizes = [memorized] * 6 + [other] * 6
     rest = torch.randn(len(NAMES), 16, dtype=torch.float64)
     half = torch.full((2,), 0.5, dtype=torch.float64).sqrt()
     products = []
@@ -80,10 +80,10 @@ def record_with_gaps(memorized, other):
         products.append((vectors @ vectors.T).expand(2, -1, -1))
     final = Level(torch.tensor(1.0).double(), torch.tensor(0.0).double())
     gram = Gram(Level(half, half), torch.stack(products), 16, final)
-    names = [f"p{i}" for i in range(6)]
+    names = [f"p{i:02}" for i in range(12)]
     return Record(
-        samples={("path", 7.5): Samples.of(gram, names, [0] * 6, guidance=7.5)},
-        groups={"memorized": frozenset(names[:3]), "control": frozenset(names[3:])},
+        samples={("path", 7.5): Samples.of(gram, names, [0] * 12, guidance=7.5)},
+        groups={"memorized": frozenset(names[:6]), "control": frozenset(names[6:])},
     )
 
 

@@ -218,12 +218,19 @@ def test_pure_noise_loses_no_clean_estimate():
     assert gram.log_snr[0] == -torch.inf
 
 
+def test_vectors_in_each_others_place_are_those_of_a_record_made_so():
+    path, target, mean = tape(0)
+    swapped = gram_of(path, target, mean).exchanged("target", "mean")
+    made = Gram.of(path, final=FINAL, target=mean, mean=target)
+    torch.testing.assert_close(swapped.products, made.products)
+
+
 def test_select_and_names():
     path, target, mean = tape(0)
     gram = gram_of(path, target, mean)
     part = gram.select(torch.tensor([True, False, True]))
     assert torch.equal(part.products, gram.products[[0, 2]])
-    assert gram.names == NAMES
-    assert len(PAIRS) == len(NAMES) * (len(NAMES) + 1) // 2 == 36
+    assert (*gram.names, "other") == NAMES
+    assert len(PAIRS) == len(NAMES) * (len(NAMES) + 1) // 2 == 45
     with pytest.raises(NeedsError, match="'x0_g'"):
         gram.inner("x0_d", "x")

@@ -1,5 +1,6 @@
 """The rows of a unit: priced as the network is called, the same however they are batched."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -129,13 +130,28 @@ def test_own_and_nearest_are_told_apart(tiny, prompts):
         prompt: worker.references.ids(prompt)[0] if worker.references.ids(prompt) else None
         for prompt in ("p0", "p1", "c", "n")
     }
-    # Three with an image of their own and a nearest, one with a nearest alone.
-    assert len(rows) == 3 * 2 * 2 + 2
+    counts = Counter(row["relation"] for row in rows)
+    # Three with an image of their own, which they are swapped among, and one without.
+    assert counts == {"own": 3 * 2, "nearest": 4 * 2, "typical": 4 * 2, "other": 3 * 2}
     for row in rows:
-        if row["relation"] == "own":
-            assert row["reference_id"] == names[row["prompt_id"]]
-        else:
-            assert row["reference_id"] in {names["p0"], names["p1"]} - {names[row["prompt_id"]]}
+        own = names[row["prompt_id"]]
+        match row["relation"]:
+            case "own":
+                assert row["reference_id"] == own
+            case "nearest":
+                assert row["reference_id"] in {names["p0"], names["p1"]} - {own}
+            case "other":
+                place = worker.swapped[row["prompt_id"]]
+                assert row["reference_id"] == worker.references.entries[place].reference_id != own
+            case _:
+                assert row["reference_id"] in set(names.values()) - {own}
+    nearest, typical = (
+        {(row["prompt_id"], row["seed"]): row["value"] for row in rows if row["relation"] == kind}
+        for kind in ("nearest", "typical")
+    )
+    assert all(typical[key] <= nearest[key] for key in nearest if key[0] in ("p0", "p1", "n"))
+    assert sorted(worker.swapped) == ["c", "p0", "p1"]
+    assert len(set(worker.swapped.values())) == 3
 
 
 def test_a_model_without_an_unconditional_branch_has_half_a_record(prompts):

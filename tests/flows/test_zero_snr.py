@@ -1,5 +1,7 @@
 """A schedule that ends at pure noise: alpha is 0 at the first call, and nothing is lost."""
 
+import re
+
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.detect import detect
 from mnemoscope.flows.study import Study, run
 from mnemoscope.models import load_model
+from mnemoscope.reporting import report
 from mnemoscope.sampling.exact import exact_path
 from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, sample
 from mnemoscope.sampling.recipe import Recipe
@@ -121,6 +124,13 @@ def test_its_analyses_and_scores_are_there(studied):
     assert scores
     for row in scores:
         assert (row["score"] is None) == bool(row["reason"])
+
+
+def test_its_page_is_written_and_shows_no_number_that_is_none(studied, tmp_path):
+    page = report(studied, tmp_path / "report").read_text("utf-8")
+    words = re.sub(r"<(script|style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    assert "pure noise (alpha = 0)" in words
+    assert not re.search(r"\bnan\b", re.sub(r"<[^>]*>", " ", words))
 
 
 def test_every_detector_scores_or_says_why(model, prompts):

@@ -14,7 +14,7 @@ from torch import Tensor
 from mnemoscope.core.gram import Gram
 from mnemoscope.core.level import Level, log_snr
 from mnemoscope.core.record import Trajectory
-from mnemoscope.mechanism.base import Convergence, Exact, Law, Record, Samples
+from mnemoscope.mechanism.base import Convergence, Exact, Law, Record, Samples, averaged
 
 D = 512
 PROBED = slice(None, None, 5)
@@ -178,6 +178,7 @@ def record(
     severity: bool = True,
     mean: bool = True,
     zero: bool = False,
+    swap: bool = True,
 ) -> Record:
     """Make a run: each prompt has its own image, and `strengths` says how much of it leaks."""
     world = World.of()
@@ -185,7 +186,10 @@ def record(
     prompts = list(strengths)
     images = {prompt: world.image(i) for i, prompt in enumerate(prompts)}
     samples: dict[tuple[Law, float | None], Samples] = {}
-    rated: dict[float, dict[str, float]] = {}
+    rated: dict[float, dict[tuple[str, int], float]] = {}
+    other: dict[float, dict[tuple[str, int], float]] = {}
+    # Each prompt is judged with the image of the next one, the last with that of the first.
+    swaps = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
     convergence: dict[float, Convergence] = {}
 
     def reduce(tapes: dict[str, Trajectory], g: float, calls: np.ndarray) -> Samples:
@@ -195,6 +199,7 @@ def record(
                 final=final,
                 target=images[prompt].expand(seeds, D) if target else None,
                 mean=world.mean if mean else None,
+                other=images[swaps[prompt]].expand(seeds, D) if target and swap else None,
             )
             for prompt, tape in tapes.items()
         ]
@@ -211,10 +216,12 @@ def record(
         if seeds > 1:
             convergence[g] = spread(tapes, levels)
         if severity and target:
-            rated[g] = {
-                prompt: -float(((tape.x_0 - images[prompt]) ** 2).mean(-1).sqrt().mean())
-                for prompt, tape in tapes.items()
-            }
+            for into, image_of in ((rated, {p: p for p in prompts}), (other, swaps)):
+                into[g] = {
+                    (prompt, seed): -float(((x_0 - images[image_of[prompt]]) ** 2).mean().sqrt())
+                    for prompt, tape in tapes.items()
+                    for seed, x_0 in enumerate(tape.x_0)
+                }
     if probes:
         laws: tuple[Law, ...] = ("forward", "noise") if target else ("noise",)
         for law in laws:
@@ -228,4 +235,15 @@ def record(
     path = samples["path", guidances[0]].gram
     leaving = path.states().level.sigma / levels.sigma[0]
     w0 = path.states().level.alpha - levels.alpha[0] * leaving
-    return Record(samples, groups, rated, "-rmse", convergence, Exact(w0.numpy(), leaving.numpy()))
+    return Record(
+        samples,
+        groups,
+        {g: averaged(values) for g, values in rated.items()},
+        "-rmse",
+        convergence,
+        Exact(w0.numpy(), leaving.numpy()),
+        tokens={prompt: float(5 + 3 * at % 7) for at, prompt in enumerate(prompts)},
+        swaps=swaps if target and swap else {},
+        rated=rated,
+        rated_other=other if swap else {},
+    )

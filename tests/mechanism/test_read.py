@@ -64,6 +64,7 @@ class FakeRun:
                 "tokens": 3,
                 "truncated": False,
                 "references": [] if prompt == "d" else [prompt],
+                "other": None if prompt == "d" else {"a": "b", "b": "c", "c": "a"}[prompt],
             }
             for prompt in STRENGTHS
         ]
@@ -99,6 +100,28 @@ class FakeRun:
             for measure in ("l2", "tiled_l2")
             for g, values in self.source.severity.items()
             for prompt, value in values.items()
+        ]
+
+    def _similarities(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt_id": prompt,
+                "seed": seed,
+                "guidance": g,
+                "measure": measure,
+                "reference_id": prompt if relation == "own" else "another",
+                "relation": relation,
+                "value": value + 100 * (measure != "l2"),
+            }
+            for measure in ("l2", "tiled_l2")
+            for relation, rated in (
+                ("own", self.source.rated),
+                ("other", self.source.rated_other),
+                ("nearest", self.source.rated_other),
+            )
+            for g, values in rated.items()
+            for (prompt, seed), value in values.items()
+            if prompt != "d"
         ]
 
     def _convergence(self) -> list[dict[str, Any]]:
@@ -147,6 +170,31 @@ def test_what_was_not_judged_is_not_called_not_memorized(
     read = mechanism.read(run)
     for prompt, group in groups.items():
         assert prompt in read.groups[group]
+
+
+def test_what_chose_a_group_does_not_measure_it(source: Record) -> None:
+    run = FakeRun(source)
+    # By its even seed "b" is memorized, by its odd one it is not; by both it is on the edge.
+    seeds = {"a": [0, 1], "b": [0], "c": [1]}
+    rows = [
+        row | {"own_seeds": seeds.get(row["prompt_id"]) if row["guidance"] > 1 else []}
+        for row in run._severity()
+    ]
+    run._severity = lambda: rows
+    read = mechanism.read(run)
+    assert read.decided is not None
+    assert read.decided["memorized"] == frozenset("ab")
+    assert read.decided["control"] == frozenset("c")
+    apart = read.apart
+    assert apart.memorized == frozenset("ab")
+    assert set(apart.take().seeds.tolist()) == {1}
+    assert set(read.half(0).take().seeds.tolist()) == {0}
+    for prompt in "abc":
+        own, other = source.rated[7.5][prompt, 1], source.rated_other[7.5][prompt, 1]
+        assert apart.severity[7.5][prompt] == pytest.approx(own)
+        assert apart.swapped.severity[7.5][prompt] == pytest.approx(other)
+    assert read.swaps == {"a": "b", "b": "c", "c": "a"}
+    assert read.tokens["a"] == 3
 
 
 def test_a_template_counts_by_its_masked_share(source: Record) -> None:

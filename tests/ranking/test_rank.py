@@ -92,7 +92,7 @@ def test_banks_of_noise_count(world):
     )
     assert found.high - found.low > 1.5 * np.median([one.high - one.low for one in each])
     entries = rank(
-        {"good": banks}, known, kinds={"good": "prompt"}, price={"good": 1}, seconds={"good": 1}
+        {"good": banks}, known, kinds={"good": "prompt"}, price={"good": 1.0}, seconds={"good": 1.0}
     )
     assert entries.get("good").value == found.value
     assert "6 banks" in entries.get("good").method

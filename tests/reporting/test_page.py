@@ -336,17 +336,21 @@ def test_prompts_that_copy_another_image_are_counted_apart(whole_run: Run) -> No
     names = ("prompts", "severity", "null", "convergence")
     tables = {name: whole_run.table(name).to_pylist() for name in names}
     plain = verdict(*(tables[name] for name in names), [], "l2")
-    assert "retrieved verbatim" not in plain.sentences[0]
+    assert "copy another" not in plain.sentences[0] + plain.title
     elsewhere = {"c0", "p1"}
     for row in tables["severity"]:
         if row["prompt_id"] in elsewhere and row["guidance"] == 7.5 and row["measure"] == "l2":
             row["grade"] = "retrieved verbatim"
     told = verdict(*(tables[name] for name in names), [], "l2")
-    assert told.title == plain.title
+    assert told.title == f"{plain.title}; 2 more copy another"
     assert told.sentences[0] == plain.sentences[0] + (
-        " In 2 more prompts (1 of them a control) at least one sample is retrieved verbatim: "
-        "another training image."
+        " In 2 more prompts (1 of them a control) at least half of the samples copy another "
+        "training image."
     )
+    assert [(tally.label, tally.count) for tally in told.elsewhere] == [
+        ("prompts with a training image", 1),
+        ("controls", 1),
+    ]
 
 
 @pytest.mark.usefixtures("unprinted")

@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mnemoscope import mechanism
 from mnemoscope.reporting import report
 from mnemoscope.runs.folder import open_run
-from mnemoscope.runs.tables import TABLES
+from mnemoscope.runs.older import upgraded
+from mnemoscope.runs.tables import TABLES, Table
 
 OLD = Path(__file__).parent / "schema-1"
 
@@ -124,3 +126,27 @@ def test_its_page_is_built(run, tmp_path):
     assert text.lstrip().lower().startswith("<!doctype html")
     for prompt in set(run.table("prompts")["prompt_id"].to_pylist()):
         assert prompt in text
+
+
+def test_a_folder_of_schema_2_opens_without_the_columns_it_lacks(tmp_path):
+    later = {"kind", "value", "low", "other", "own_seeds", "share_elsewhere"}
+    kept = [c for c in TABLES["checks"].columns if c.name not in later]
+    rows = Table("checks", "", tuple(kept)).of_rows(
+        [{"analysis": "loss", "claim": "c", "measured": "m", "holds": True}]
+    )
+    found = upgraded(TABLES["checks"], rows, 2)
+    assert found.column_names == [column.name for column in TABLES["checks"].columns]
+    assert found.to_pylist()[0]["kind"] is None
+    assert found.to_pylist()[0]["claim"] == "c"
+
+
+def test_a_run_without_another_image_says_that_its_null_is_absent(run):
+    gram, _ = run.gram("path", 7.5)
+    assert torch.isnan(gram.square("other")).all()
+    record = mechanism.read(run)
+    assert not record.swaps
+    checks = [c for f in mechanism.analyse(record).values() for c in f.checks]
+    swapped = [c for c in checks if c.null_kind == "swapped images"]
+    assert swapped
+    assert all(check.holds is None and check.reason for check in swapped)
+    assert any("has no null" in check.reason for check in swapped)

@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from mnemoscope.severity.grade import assess, image_severity, severities
 from mnemoscope.severity.null import Null
 from mnemoscope.similarity import get_similarity
 from mnemoscope.similarity import pixels as pixels_module
+from tests.severity.chance import chance
 from tests.views import view
 
 
@@ -139,6 +141,58 @@ def test_a_withheld_threshold_withholds_share_and_grade():
     assert got.grade is None
 
 
+def test_a_grade_takes_half_of_the_samples():
+    values = [0.95, 0.95, 0.3, 0.3, 0.3]
+    for copies, expected in ((values, "retrieved verbatim"), (values[:4], "matching verbatim")):
+        rows = [similar(seed, value) for seed, value in enumerate(copies)]
+        rows += [similar(seed, 0.95, "far", "nearest") for seed in range(len(copies))]
+        (got,) = severities([sample(seed) for seed in range(len(copies))], rows, null())
+        assert got.own_seeds == (0, 1)
+        # The others copy another image: three of five, two of four.
+        assert got.elsewhere_seeds == tuple(range(2, len(copies)))
+        assert got.share_elsewhere == pytest.approx(1 - got.share)
+        assert got.grade == expected
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{}, {"alike": 0.9}, {"contrast": 0.2, "alike": 0.9}, {"blur": 0.2}],
+    ids=["plain", "alike", "grey", "blurred"],
+)
+@pytest.mark.parametrize("seeds", [4, 10])
+def test_chance_gives_no_grade(world, seeds):
+    found, bare = chance(40, seeds, 0, **world)
+    assert [one.grade for one in found] == ["none"] * 40
+    # A rate of 1 in 1000 a sample gives at most 2 in 1000 prompts a grade.
+    assert np.mean([one.share for one in found]) < 2e-3
+    if "contrast" in world:
+        # By thresholds of training images alone a grey picture passes for a copy of anything.
+        assert np.mean([one.grade != "none" for one in bare]) > 0.9
+    if "blur" in world:
+        assert any(one.own_seeds or one.elsewhere_seeds for one in bare)
+
+
+def test_what_a_sample_is_nearer_to_everything_by_is_taken_off():
+    rows = [similar(0, 0.85), similar(0, 0.7, "x", "typical"), similar(1, 0.85)]
+    rows.append(similar(1, 0.55, "x", "typical"))
+    nulls = [replace(one, typical=0.6) for one in null()]
+    (got,) = severities([sample(0), sample(1)], rows, nulls)
+    assert got.own_seeds == (1,)
+    assert got.mean == pytest.approx(0.85)
+
+
+def test_both_kinds_of_unrelated_pairs_have_to_be_exceeded():
+    rows = [similar(0, 0.85) | {"recipe": "g"}]
+    own, nearest = null()
+    made = replace(own, relation="generated", recipe="g", threshold=0.87, max=0.9)
+    for nulls, share in (((own, nearest), 1), ((own, nearest, made), 0)):
+        (got,) = severities([sample(0) | {"recipe": "g"}], rows, nulls)
+        assert got.share == share
+    elsewhere = replace(made, recipe="other")
+    (got,) = severities([sample(0) | {"recipe": "g"}], rows, [own, nearest, elsewhere])
+    assert (got.share, got.threshold) == (1, 0.8)
+
+
 # --- a whole run ------------------------------------------------------------------------------
 
 
@@ -240,7 +294,14 @@ def test_a_run_is_assessed_from_its_tables():
     assert rows["p0", "l2"]["share"] == 1
     assert rows["p1", "masked_l2"]["mean"] is None
     nulls = {r["measure"]: r for r in got["null"].to_pylist()}
-    assert set(nulls) == {"l2", "l2:nearest", "masked_l2", "masked_l2:nearest"}
+    assert set(nulls) == {
+        f"{measure}{kind}"
+        for measure in ("l2", "masked_l2")
+        for kind in ("", ":nearest", ":generated")
+    }
+    # Four samples against 59 images that are not their prompt's own; one copies one of them.
+    assert nulls["l2:generated"]["n"] + nulls["l2:generated"]["copies"] == 4 * 59
+    assert nulls["l2:generated"]["copies"] == 1
     assert nulls["l2"]["n"] == 60 * 59 // 2
     assert nulls["masked_l2"]["n"] == 59
     # Two independent uniform colours differ by sqrt(1/6) in the root mean square.

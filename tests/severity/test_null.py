@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ import torch
 from scipy import stats
 
 from mnemoscope.severity import null as module
-from mnemoscope.severity.null import Kin, Null, fit_nulls, measured_nulls, unrelated
+from mnemoscope.severity.null import (
+    Kin,
+    Null,
+    fit_nulls,
+    generated_null,
+    measured_nulls,
+    unrelated,
+)
 from mnemoscope.similarity import Reference, get_similarity
 
 
@@ -141,17 +149,53 @@ def test_nulls_of_images_are_those_of_the_whole_matrix(noise, measure, monkeypat
     values = get_similarity(measure).index(noise).compare(images).numpy()
     whole = fit_nulls(measure, values, unrelated(kin))
     monkeypatch.setattr(module, "BLOCK", 7)
-    found = measured_nulls(get_similarity(measure), noise, kin, (8, 8), measure=measure)
+    index = get_similarity(measure).index(noise)
+    found = measured_nulls(index, noise, kin, (8, 8), measure=measure)
     assert repr(found) == repr(whole)
 
 
 def test_of_many_images_some_are_compared_with_all(noise, monkeypatch):
     kin = [Kin(r.reference_id) for r in noise]
     monkeypatch.setattr(module, "MOST", 10)
-    own, nearest = measured_nulls(get_similarity("l2"), noise, kin, (8, 8), measure="l2")
+    index = get_similarity("l2").index(noise)
+    own, nearest = measured_nulls(index, noise, kin, (8, 8), measure="l2")
     assert (own.n, nearest.n) == (45, 10)
     images = torch.stack([r.pixels for r in noise])
     values = get_similarity("l2").index(noise).compare(images).numpy()
     np.fill_diagonal(values, -1)
     chosen = np.linspace(0, 49, 10).round().astype(int)
     assert nearest.max == values[chosen].max()
+
+
+def unrelated_values(seed=0, samples=100, images=50):
+    """Return similarities in which images differ: some are nearer to everything."""
+    rng = np.random.default_rng(seed)
+    return 0.5 + 0.05 * rng.normal(size=images) + 0.05 * rng.normal(size=(samples, images))
+
+
+def test_the_generated_threshold_is_the_upper_limit_over_images():
+    values = unrelated_values()
+    trained = replace(Null.fit("l2", np.linspace(0, 0.9, 2000)), typical=0.6)
+    found = generated_null(values, trained, "g", rate=0.01)
+    plain = Null.fit("l2", values.ravel(), rate=0.01)
+    assert (found.relation, found.recipe, found.method) == ("generated", "g", "upper limit")
+    # Drawn by hand: 95 % of the quantiles of as many images, with replacement.
+    rng = np.random.default_rng(7)
+    drawn = [
+        np.quantile(values[:, rng.integers(50, size=50)], 0.99, method="higher") for _ in range(400)
+    ]
+    assert found.threshold > plain.threshold
+    assert found.threshold == pytest.approx(np.quantile(drawn, 0.95), abs=0.01)
+
+
+def test_a_copy_of_another_image_is_left_out_of_the_null():
+    values = unrelated_values()
+    values[3, 4] = values[5, 4] = 0.95
+    trained = replace(Null.fit("l2", np.linspace(0, 0.9, 2000)), typical=0.6)
+    found = generated_null(values, trained, "g", rate=0.01)
+    assert found.copies == 2
+    assert found.max < 0.9
+    # All samples nearer to everything by as much as they exceed training images: no null at all.
+    near = generated_null(values + 0.2, trained, "g", rate=0.01)
+    assert near.max < found.max + 0.11
+    assert generated_null(values[:, :0], trained, "g").method == "withheld"

@@ -97,6 +97,24 @@ def test_judgements(share, masked, grade, memorized, counts):
     found = judge([*rows, row | {"measure": "tiled_l2", "share": 1.0}], "l2")["p"]
     assert found.memorized is memorized
     assert found.counts is counts
-    assert found.elsewhere is (grade == "retrieved verbatim")
+    assert found.elsewhere is (grade == "retrieved verbatim" and memorized is not True)
     assert found.severity == 0.9
     assert math.isnan(found.share) == (share is None and masked is None)
+
+
+@pytest.mark.parametrize(
+    ("own", "astray", "clear", "state", "counts", "borderline"),
+    [
+        (0.75, 0.25, 0.75, "memorized", True, False),
+        (0.75, 0.0, 0.25, "memorized", True, True),
+        (0.25, 0.5, 0.25, "copies another image", False, False),
+        (0.0, 0.25, 0.0, "not memorized", False, False),
+        (0.0, 0.0, 0.0, "not memorized", True, False),
+        (None, 0.5, None, "copies another image", False, False),
+        (None, None, None, "not judged", False, False),
+    ],
+)
+def test_a_prompt_is_in_one_of_four_states(own, astray, clear, state, counts, borderline):
+    row = {"prompt_id": "p", "mean": 0.9, "share": own, "grade": None, "measure": "l2"}
+    found = judge([row | {"share_elsewhere": astray, "share_clear": clear}], "l2")["p"]
+    assert (found.state, found.counts, found.borderline) == (state, counts, borderline)

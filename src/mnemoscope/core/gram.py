@@ -6,10 +6,11 @@ Names::
     v_u    unconditional prediction      x_0     final sample
     v_c    conditional prediction        target  clean latents of the training image in question
     v_g    what the sampler was given    mean    reference mean of the unconditional clean estimate
+    other  clean latents of another prompt's training image, for the null of what speaks of target
 
-The last two are what a study sets beside the tape; who sets other vectors there names them so.
+The last three are what a study sets beside the tape; who sets other vectors there names them so.
 Every other vector the founding paper speaks of is a linear combination of these at each call, so
-its norms, cosines and least-squares coefficients are arithmetic on 36 numbers, and no coefficient
+its norms, cosines and least-squares coefficients are arithmetic on 45 numbers, and no coefficient
 ever divides by a level (see `core.record`)::
 
     eps_b = sigma·x + alpha·v_b      gap  = eps_c - eps_u = alpha·(v_c - v_u)
@@ -33,11 +34,11 @@ from mnemoscope.errors import NeedsError, did_you_mean
 TAPE = ("x", "v_u", "v_c", "v_g", "x_T", "x_0")
 """The vectors that a tape holds."""
 
-NAMES = (*TAPE, "target", "mean")
+NAMES = (*TAPE, "target", "mean", "other")
 """The vectors of a study's record, in its order."""
 
 PAIRS = tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i:])
-"""The 36 products, upper triangle, row by row."""
+"""The 45 products, upper triangle, row by row."""
 
 Coefficients = Float[Tensor, "sample call name"]
 Vector = str | Mapping[str, "float | Tensor"]
@@ -138,6 +139,13 @@ class Gram:
     def select(self, samples: Bool[Tensor, " sample"]) -> "Gram":
         """Return the record of some of the samples."""
         return replace(self, products=self.products[samples])
+
+    def exchanged(self, a: str, b: str) -> "Gram":
+        """Return the record with two of its vectors in each other's place."""
+        order = list(range(len(self.names)))
+        i, j = self.names.index(a), self.names.index(b)
+        order[i], order[j] = j, i
+        return replace(self, products=self.products[:, :, order][:, :, :, order])
 
     def mapped(self, rows: Mapping[str, Mapping[str, "float | Tensor"]]) -> "Gram":
         """Return the record after some of its vectors are replaced by combinations of the old ones.

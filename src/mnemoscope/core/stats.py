@@ -7,16 +7,19 @@ Formulas::
     partial   (r_xy - r_xz·r_yz) / sqrt((1 - r_xz²)(1 - r_yz²))
     AUC       P(positive > negative) + P(positive = negative) / 2
     Wilson    (p + z²/2n ± z·sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
+    contrast  statistic - null, the null being the same statistic of swapped data (one resample
+              draws the same units for both) or its mean over permutations of the labels
 
 Nothing here ever answers 0 for "cannot tell": too few, constant or non-finite data give NaN and a
 reason. The array functions reduce the last axis, so that a bootstrap is one call on an array of
 resamples. Pairs with a value that is not finite are left out before anything is computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -49,6 +52,35 @@ class Estimate:
     n: int
     method: str
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A statistic beside what it is where there is nothing to find.
+
+    Attributes:
+        value: The statistic.
+        null: The same under the null.
+        difference: The statistic less the null.
+        kind: What the null is.
+    """
+
+    value: Estimate
+    null: Estimate
+    difference: Estimate
+    kind: str
+
+    def beats(self, sign: int) -> bool | None:
+        """Tell whether the statistic lies beyond its null.
+
+        Args:
+            sign: 1 where it should be larger, -1 where it should be smaller.
+
+        Returns:
+            Whether the interval of the difference is on that side of 0; None without an interval.
+        """
+        end = self.difference.low if sign > 0 else -self.difference.high
+        return end > 0 if isfinite(end) else None
 
 
 def pearson(
@@ -230,6 +262,127 @@ def median(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
     Source: numpy.
     """
     return np.asarray(np.median(x, axis=-1))
+
+
+def mean_gap(
+    x: Float[np.ndarray, "*batch n"], ours: Float[np.ndarray, "*batch n"]
+) -> Float[np.ndarray, "*batch"]:
+    """Return by how much the mean of one group exceeds that of the rest.
+
+    Args:
+        x: The values.
+        ours: 1 for the group, 0 for the rest.
+
+    Returns:
+        The difference; NaN where either is empty.
+
+    Source: ours.
+    """
+    yes, no = ours.sum(axis=-1), (1 - ours).sum(axis=-1)
+    both = (yes > 0) & (no > 0)
+    up, down = (x * ours).sum(axis=-1), (x * (1 - ours)).sum(axis=-1)
+    return np.where(both, up / np.where(both, yes, 1) - down / np.where(both, no, 1), np.nan)
+
+
+SWAPPED, PERMUTED = "swapped images", "permuted labels"
+"""The nulls there are: each prompt judged with another's image; groups dealt out at random."""
+
+
+def nothing(kind: str, reason: str, n: int = 0) -> Contrast:
+    """Return a contrast that cannot be given, with the reason.
+
+    Source: ours.
+    """
+    empty = Estimate(nan, nan, nan, n, "none", reason)
+    return Contrast(empty, empty, empty, kind)
+
+
+def swapped(
+    statistic: Statistic,
+    own: Sequence[Float[np.ndarray, " _"]],
+    null: Sequence[Float[np.ndarray, " _"]],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    name: str = "",
+) -> Contrast:
+    """Compare a statistic with the same of data that are swapped unit by unit.
+
+    Args:
+        statistic: Reduces the last axis of its columns.
+        own: Its columns, a row a unit.
+        null: Its columns after the swap, with the same units in the same order; units with a value
+            that is not finite on either side are left out.
+        draws: Resamples.
+        seed: Seed of the resampling.
+        name: What the statistic is called in `Estimate.method`.
+
+    Source: paired bootstrap over units (Efron 1979).
+    """
+    width = len(own)
+
+    def gap(*columns: Float[np.ndarray, "*batch n"]) -> "np.ndarray | np.floating":
+        return statistic(*columns[:width]) - statistic(*columns[width:])
+
+    whole = np.all([np.isfinite(column) for column in (*own, *null)], axis=0)
+    ours, theirs = ([column[whole] for column in side] for side in (own, null))
+    called = name or getattr(statistic, "__name__", "statistic")
+    options: dict[str, Any] = {"draws": draws, "seed": seed}
+    return Contrast(
+        bootstrap(statistic, *ours, name=called, **options),
+        bootstrap(statistic, *theirs, name=f"{called} of swapped data", **options),
+        # The same seed draws the same units for all three.
+        bootstrap(gap, *ours, *theirs, name=f"{called} less that of swapped data", **options),
+        SWAPPED,
+    )
+
+
+def permuted(
+    statistic: Statistic,
+    values: Float[np.ndarray, " _"],
+    labels: Float[np.ndarray, " _"],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    name: str = "",
+) -> Contrast:
+    """Compare a statistic of labelled values with the same under random labels.
+
+    Args:
+        statistic: Takes values and labels, and reduces their last axis.
+        values: A value a unit; units whose value is not finite are left out.
+        labels: 1 for one group, 0 for the other.
+        draws: Resamples, and permutations.
+        seed: Seed of both.
+        name: What the statistic is called in `Estimate.method`.
+
+    Returns:
+        The contrast; its difference leaves 0 out only where the interval of the statistic leaves
+        out the mean of the permutations and their 95 % range leaves out the statistic.
+
+    Source: Fisher 1935 (permutations); Efron 1979 (the interval).
+    """
+    whole = np.isfinite(values)
+    x, ours = values[whole], labels[whole].astype(np.float64)
+    called = name or getattr(statistic, "__name__", "statistic")
+    value = bootstrap(statistic, x, ours, draws=draws, seed=seed, name=called)
+    method = f"{called}, {draws} permutations of the labels, 95% range"
+    if not isfinite(value.value) or not isfinite(value.low):
+        empty = Estimate(nan, nan, nan, value.n, method, value.reason)
+        return Contrast(value, empty, empty, PERMUTED)
+    rng = np.random.default_rng(seed)
+    dealt = rng.permuted(np.broadcast_to(ours, (draws, len(ours))), axis=1)
+    found = np.asarray(statistic(np.broadcast_to(x, dealt.shape), dealt), dtype=np.float64)
+    low, middle, high = np.quantile(found, 0.025), found.mean(), np.quantile(found, 0.975)
+    null = Estimate(float(middle), float(low), float(high), value.n, method)
+    difference = Estimate(
+        value.value - null.value,
+        min(value.low - null.value, value.value - null.high),
+        max(value.high - null.value, value.value - null.low),
+        value.n,
+        f"{value.method}; {method}; the wider of the two on either side",
+    )
+    return Contrast(value, null, difference, PERMUTED)
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> Estimate:

@@ -12,7 +12,7 @@ image once, to name it; after that, pixels are read anew whenever they are wante
 `CACHED` ones used last are held.
 
 Contents: `Reference`, one of them with its pixels; `References`, all of a list; `Entry`, what is
-known of one without its pixels.
+known of one without its pixels; `swapped`, the image of another prompt for each.
 """
 
 import hashlib
@@ -257,6 +257,37 @@ class References(Sequence[Reference]):
         while len(self._held) > CACHED:
             self._held.popitem(last=False)
         return reference
+
+
+def swapped(prompts: Iterable[Prompt], references: References) -> dict[str, int]:
+    """Choose for each prompt the image of another, which it is judged with as a null.
+
+    Prompts that have an image are put in the order of the SHA-256 of their names, and each gets the
+    first image of the next one; one that shares its image, or shows a template as it does, is
+    passed over.
+
+    Args:
+        prompts: The prompts.
+        references: Their training images.
+
+    Returns:
+        The position of the image by prompt_id; a prompt for which there is none is left out.
+
+    Source: ours; a permutation, so that every image is in the null as often as in the data.
+    """
+    held = [p.prompt_id for p in prompts if references.own[p.prompt_id]]
+    order = sorted(held, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest())
+    found: dict[str, int] = {}
+    for at, name in enumerate(order):
+        own = references.own[name]
+        template = references.entries[own[0]].mask is not None
+        for other in (*order[at + 1 :], *order[:at]):
+            image = references.own[other][0]
+            alike = template and references.entries[image].mask is not None
+            if image not in own and own[0] not in references.own[other] and not alike:
+                found[name] = image
+                break
+    return found
 
 
 def _entry(image: TrainingImage, source: ImageSource, mask: ImageSource | None) -> Entry:

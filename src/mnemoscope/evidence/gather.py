@@ -29,6 +29,7 @@ def sit(
     *,
     frequency: Mapping[str, float] | None = None,
     targets: Callable[[Sequence[Prompt]], Float[Tensor, "prompt d"]] | None = None,
+    others: Callable[[Sequence[Prompt]], Float[Tensor, "prompt d"]] | None = None,
     spent: dict[Piece[Any], float] | None = None,
 ) -> Sitting:
     """Begin a sitting: encode prompts, draw noise, sample as much of the path as any piece takes.
@@ -40,6 +41,7 @@ def sit(
         pieces: What will be gathered.
         frequency: As for `Sitting`.
         targets: As for `Sitting`.
+        others: As for `Sitting`.
         spent: Seconds so far by piece, added to: a shorter path alone would take its share.
     """
     asked = tuple(dict.fromkeys(pieces))
@@ -53,6 +55,7 @@ def sit(
         attention=any(piece.attention for piece in asked),
         frequency=frequency,
         targets=targets,
+        others=others,
     )
     taken = time.perf_counter() - begun
     if spent is not None and length:

@@ -76,6 +76,7 @@ class Sitting:
         frequency: Share of the list's prompts that hold a word, where it was counted.
         targets: Latents of each prompt's first training image, rows of NaN where it has none; found
             when first asked for where not given.
+        others: Likewise, of another prompt's training image; rows of NaN where not given.
 
     Attributes:
         cond: The prompts' conditions, one row each.
@@ -95,12 +96,14 @@ class Sitting:
         attention: bool = False,
         frequency: Mapping[str, float] | None = None,
         targets: Callable[[Sequence[Prompt]], Float[Tensor, "prompt d"]] | None = None,
+        others: Callable[[Sequence[Prompt]], Float[Tensor, "prompt d"]] | None = None,
     ) -> None:
         self.bank = bank
         self.model = bank.model
         self.prompts = tuple(prompts)
         self.frequency = frequency
         self._targets = targets
+        self._others = others
         self.seeds = bank.seeds
         self.length = length
         texts = [prompt.text for prompt in self.prompts]
@@ -219,6 +222,13 @@ class Sitting:
                 encoded = self.model.encode_images(pixels.to(self.model.device))
                 rows[row] = encoded.flatten().float().cpu()
         return rows
+
+    @cached_property
+    def others(self) -> Float[Tensor, "prompt d"]:
+        """Return latents of another prompt's training image; rows of NaN where there is none."""
+        if self._others is not None:
+            return self._others(self.prompts)
+        return torch.full((len(self.prompts), self.model.d), torch.nan)
 
     @property
     def with_image(self) -> list[int]:

@@ -69,13 +69,22 @@ class Sat:
 
 
 def prompt_rows(
-    model: Model, prompts: Sequence[Prompt], references: References | None = None
+    model: Model,
+    prompts: Sequence[Prompt],
+    references: References | None = None,
+    swapped: Mapping[str, int] | None = None,
 ) -> pa.Table:
     """Return rows of table `prompts`; their training images where those are known."""
 
     def measured(some: Sequence[Prompt]) -> list[tuple[int | None, bool | None]]:
         texts = [prompt.text for prompt in some]
         return list(zip(model.token_counts(texts), model.truncated(texts), strict=True))
+
+    def other(prompt: Prompt) -> str | None:
+        place = (swapped or {}).get(prompt.prompt_id)
+        return (
+            None if references is None or place is None else references.entries[place].reference_id
+        )
 
     lengths: list[tuple[int | None, bool | None]] = []
     for _, found in attempt(prompts, measured):
@@ -95,6 +104,7 @@ def prompt_rows(
                 "references": list[str]()
                 if references is None
                 else references.ids(prompt.prompt_id),
+                "other": other(prompt),
             }
             for prompt, (tokens, truncated) in zip(prompts, lengths, strict=True)
         ]
@@ -232,8 +242,13 @@ def filmstrip_rows(sat: Sat, columns: int) -> pa.Table:
     )
 
 
-def similarity_rows(sat: Sat, references: References, indices: Mapping[str, Index]) -> pa.Table:
-    """Return rows of table `similarities`: each sample's own images, and the nearest other."""
+def similarity_rows(
+    sat: Sat,
+    references: References,
+    indices: Mapping[str, Index],
+    swapped: Mapping[str, int],
+) -> pa.Table:
+    """Return rows of table `similarities`: own images, the nearest, typical and swapped other."""
     pictures = sat.found(Pictures("final"))
     ok = sat.ok
     if pictures is None or not len(references) or not ok:
@@ -253,6 +268,14 @@ def similarity_rows(sat: Sat, references: References, indices: Mapping[str, Inde
             pairs = [(at, "own") for at in own if torch.isfinite(values[place, at])]
             if torch.isfinite(others[nearest]):
                 pairs.append((nearest, "nearest"))
+            usual = torch.isfinite(values[place])
+            usual[list(own)] = False
+            if bool(usual.any()):
+                ranked = values[place].masked_fill(~usual, torch.inf).argsort()
+                pairs.append((int(ranked[(int(usual.sum()) - 1) // 2]), "typical"))
+            swap = swapped.get(prompt_id)
+            if swap is not None and torch.isfinite(values[place, swap]):
+                pairs.append((swap, "other"))
             rows += [
                 {
                     "prompt_id": prompt_id,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mnemoscope import mechanism
 from mnemoscope.data.prompts import Prompt, PromptList
-from mnemoscope.data.references import References
+from mnemoscope.data.references import References, swapped
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, Piece, price_in
@@ -262,6 +262,7 @@ class StudyWorker:
         self.frequency = word_frequency(prompts) if asked else None
         self.references = references
         self.files = [digest for m in measures.values() if (digest := getattr(m, "digest", ""))]
+        self.swapped = swapped(prompts, references)
         self.indices: dict[str, Index] = {
             name: measure.index(references) for name, measure in measures.items()
         }
@@ -364,6 +365,14 @@ class StudyWorker:
         for bank in self.banks.values():
             bank.mean = held.mean
 
+    def others(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt d"]:
+        """Return the latents of the image that each prompt is swapped with; NaN where none is."""
+        rows = torch.full((len(prompts), self.model.d), torch.nan)
+        for row, prompt in enumerate(prompts):
+            if prompt.prompt_id in self.swapped:
+                rows[row] = self._latent(self.swapped[prompt.prompt_id])
+        return rows
+
     def targets(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt d"]:
         """Return the latents of each prompt's first image; rows of NaN where it has none."""
         rows = torch.full((len(prompts), self.model.d), torch.nan)
@@ -394,6 +403,7 @@ class StudyWorker:
             pieces,
             frequency=self.frequency,
             targets=self.targets,
+            others=self.others,
             spent=spent,
         )
         evidence = gather(sitting, pieces, spent)
@@ -405,7 +415,7 @@ class StudyWorker:
             "samples": sample_rows(gathered, gathered.bank.calls),
             "gram": gram_rows(gathered, unit.first and self.study.probes),
             "convergence": convergence_rows(gathered),
-            "similarities": similarity_rows(gathered, self.references, self.indices),
+            "similarities": similarity_rows(gathered, self.references, self.indices, self.swapped),
         }
         if self.study.filmstrip:
             rows["filmstrips"] = filmstrip_rows(gathered, self.study.filmstrip)
@@ -457,7 +467,7 @@ def _write_inputs(
         writer.append("inputs", {"recipes": TABLES["recipes"].of_rows(recipes)})
     for at, some in enumerate(chunks(prompts, BLOCK)):
         if (name := f"inputs-prompts-{at:06d}") not in done:
-            rows = prompt_rows(worker.model, some, worker.references)
+            rows = prompt_rows(worker.model, some, worker.references, worker.swapped)
             writer.append(name, {"prompts": rows})
     for at, places in enumerate(chunks(range(len(worker.references)), PICTURES)):
         if (name := f"inputs-references-{at:06d}") not in done:

@@ -86,7 +86,7 @@ ROWS = (
         "deviation",
         "Pearson r of D1 and severity (MEASURE)",
         ALL,
-        "first 10 updates",
+        "first fifth of the updates",
         "target",
     ),
     Row(

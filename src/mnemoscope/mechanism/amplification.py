@@ -5,10 +5,13 @@ Formula::
     x0_g = x0_u + g·(x0_c - x0_u)   hence   k(g) = k_u + g·(k_c - k_u)   at one state
     w0 after the first update = kappa_T·k,   kappa = alpha' - alpha·sigma'/sigma
 
-with k = <x0, x> / ||x||². The first call's state does not depend on g, so its k(g) is known for
-every g from one run; whole-path quantities are compared over the guidance scales the run has.
+with k = <x0, x> / ||x||². A sampler that injects noise has a kappa of its own: kappa_T is what the
+exact predictor's path has after the first update. The first call's state does not depend on g, so
+its k(g) is known for every g from one run; whole-path quantities are compared over the guidance
+scales the run has.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,13 +20,15 @@ from mnemoscope.core.panels import CurvePanel, Panel, Series
 from mnemoscope.core.stats import bootstrap, median
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base import (
-    EARLY_UPDATES,
     GROUPS,
     Analysis,
     Check,
     Measured,
     Record,
     Statistic,
+    against_swapped,
+    departures,
+    early,
     exact_unguided,
     middle,
     quantiles,
@@ -37,7 +42,7 @@ SWEPT = (
     "k at the first call",
     "D1",
     "D2",
-    "D1, first 10 updates",
+    "D1, first fifth of the updates",
     "final seed variance",
 )
 
@@ -55,17 +60,18 @@ class Amplification(Analysis):
         "near that of the exact unguided predictor (−2.7 at 50 steps) or below."
     )
     claims: ClassVar = (
-        "The severity of memorized prompts rises from the lowest to the highest guidance: the 95 "
-        "% interval of the median difference is above 0",
+        "The severity of memorized prompts rises from the lowest to the highest guidance (median "
+        "difference above 0), by more than their similarity to other images",
         "k at the first call rises likewise",
         "D1 rises likewise",
-        "D2 rises likewise",
+        "D2 rises from the lowest to the highest guidance (median difference above 0)",
         "At g = 1 the median D1 of memorized prompts is at most 0.5 above that of the exact "
         "unguided predictor",
         "The weight of x after the first update is g times the conditional estimate's, within 25 "
         "% (median over memorized prompts)",
     )
     guided: ClassVar = (5,)
+    evidence: ClassVar = (0, 1, 2)
 
     def measure(self, record: Record) -> Measured:
         """Compute the swept quantities at every guidance scale of the run."""
@@ -114,41 +120,35 @@ class Amplification(Analysis):
             tuple(statistics),
             (),
             (
-                *(
-                    self._rises(record, claim, quantity, swept)
-                    for claim, quantity in enumerate(
-                        ("severity", "k at the first call", "D1", "D2")
-                    )
-                ),
+                *self._rises(record.apart),
                 self._unguided(record, swept),
                 self._first(record),
             ),
         )
 
-    def _rises(
-        self,
-        record: Record,
-        claim: int,
-        quantity: str,
-        swept: dict[float, dict[str, dict[str, float]]],
-    ) -> Check:
-        if len(swept) < 2:
-            reason = "the run has one guidance scale; a sweep needs two or more"
-            return self.check(claim, "not measured", None, reason)
-        low, high = record.guidances[0], record.guidances[-1]
-        ends = [swept[g].get(quantity, {}) for g in (low, high)]
-        rise = np.array(
-            [ends[1].get(p, np.nan) - ends[0].get(p, np.nan) for p in sorted(record.memorized)],
-            dtype=np.float64,
-        )
-        found = bootstrap(median, rise)
-        return self.check(
-            claim,
-            f"{found.value:+.3g} from g = {low:g} to {high:g}, 95 % interval {found.low:.3g} to "
-            f"{found.high:.3g}, n = {found.n}",
-            ruling(found.low > 0, found.low),
-            found.reason,
-        )
+    def _rises(self, record: Record) -> tuple[Check, ...]:
+        """Compare the lowest and the highest guidance, on seeds that did not choose the groups."""
+        checks: list[Check] = []
+        for claim, quantity in enumerate(("severity", "k at the first call", "D1", "D2")):
+            if len(record.guidances) < 2:
+                reason = "the run has one guidance scale; a sweep needs two or more"
+                checks.append(self.check(claim, "not measured", None, reason))
+                continue
+            of = partial(_rise, quantity=quantity)
+            rise = of(record)
+            found = bootstrap(
+                median, np.array([rise.get(p, np.nan) for p in sorted(record.memorized)])
+            )
+            low, high = record.guidances[0], record.guidances[-1]
+            measured = f"{found.value:+.3g} from g = {low:g} to {high:g}, n = {found.n}"
+            if claim in self.evidence:
+                met = ruling(found.value > 0, found.value)
+                against = against_swapped(record, of, record.memorized)
+                checks.append(self.weigh(claim, measured, met, against))
+            else:
+                holds = ruling(found.low > 0, found.low)
+                checks.append(self.check(claim, measured, holds, found.reason))
+        return tuple(checks)
 
     def _unguided(self, record: Record, swept: dict[float, dict[str, dict[str, float]]]) -> Check:
         if 1.0 not in swept:
@@ -173,8 +173,8 @@ class Amplification(Analysis):
         alone = record.trace(
             "", samples, gram.fit("x0_c", ["target", "x_T"]).weights[..., 0], reference="target"
         )
-        level, there = gram.level.at(0), gram.states().level.at(0)
-        kappa = float(there.alpha - level.alpha * there.sigma / level.sigma)
+        exact = record.exact or exact_unguided(gram.level.at(0), gram.states().level)
+        kappa = float(exact.w0[0])
         unguided = alone.at(0)
         ratio = middle(
             w0 / (kappa * g * unguided[p])
@@ -184,6 +184,14 @@ class Amplification(Analysis):
         return self.check(
             5, f"{ratio:.2f} times g·kappa_T·k_c", ruling(abs(ratio - 1) <= 0.25, ratio)
         )
+
+
+def _rise(record: Record, quantity: str) -> dict[str, float]:
+    """Return what a quantity gains from the lowest to the highest guidance, by prompt."""
+    low, high = (
+        _at(record, g).get(quantity, {}) for g in record.guidances[:: len(record.guidances) - 1]
+    )
+    return {prompt: value - low[prompt] for prompt, value in high.items() if prompt in low}
 
 
 def _at(record: Record, g: float) -> dict[str, dict[str, float]]:
@@ -202,12 +210,11 @@ def _at(record: Record, g: float) -> dict[str, dict[str, float]]:
     states = samples.states()
     w0, wT, _ = weights(record, states, "target")
     level = states.gram.level
-    first = w0.values - level.alpha.numpy()
-    second = level.sigma.numpy() - wT.values
+    first, second, _ = departures(w0, wT, level.alpha.numpy(), level.sigma.numpy())
     for name, total in (
-        ("D1", first.sum(axis=1)),
-        ("D2", second.sum(axis=1)),
-        ("D1, first 10 updates", first[:, :EARLY_UPDATES].sum(axis=1)),
+        ("D1", first.values.sum(axis=1)),
+        ("D2", second.values.sum(axis=1)),
+        ("D1, first fifth of the updates", first.values[:, : early(first)].sum(axis=1)),
     ):
         swept[name] = dict(zip(w0.prompts, total.tolist(), strict=True))
     return swept

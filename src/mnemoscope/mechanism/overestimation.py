@@ -9,20 +9,24 @@ Formula::
 and, with the final sample for x, how close the estimate already is to where the path will end.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnemoscope.core.stats import bootstrap, median
+from mnemoscope.core.stats import MINIMUM, bootstrap, median
 from mnemoscope.mechanism.base import (
     Analysis,
+    Check,
     Measured,
     Record,
     Samples,
     Statistic,
     Trace,
+    against_swapped,
+    by_group,
     middle,
     ruling,
     with_target,
@@ -45,17 +49,20 @@ class Overestimation(Analysis):
         "it decays to 1 at the end. Other prompts stay low."
     )
     claims: ClassVar = (
-        "In the quarter of the memorized prompts with the highest severity, the median k (c = "
-        "mean) at the first call is within 35 % of g",
+        "In the quarter of the memorized prompts with the highest severity (five or more), the "
+        "median k (c = mean) at the first call is within 35 % of g, and above what it is with "
+        "other images",
         "The median k at the first call is above 1 for memorized prompts, and above that of the "
-        "others",
+        "others and of other images",
         "The conditional estimate alone does not over-estimate: its median k at the first call is "
         "at most 1.2 for memorized prompts",
-        "The median k of memorized prompts at the last call is within 0.1 of 1",
+        "The median k of memorized prompts at the last call is within 0.1 of 1, and above what it "
+        "is with other images",
         "The median cosine with the final sample reaches 0.9 at an earlier call for memorized "
-        "prompts",
+        "prompts, by more than between random groups",
     )
     guided: ClassVar = (0, 1)
+    evidence: ClassVar = (0, 1, 3, 4)
 
     def measure(self, record: Record) -> Measured:
         """Fit the guided estimate by the training image, with and without the mean removed."""
@@ -113,37 +120,56 @@ class Overestimation(Analysis):
             for group, prompts in record.groups.items()
             for when, column in (("first", 0), ("last", -1))
         )
-        strong = _strongest(record)
-        near = middle((v for p, v in k_mean.at(0).items() if p in strong), fewest=1)
-        ours, theirs = k.typical(record.memorized), k.typical(record.others)
-        first, end = float(ours[0]), float(ours[-1])
-        other = float(theirs[0])
-        bare = float(alone.typical(record.memorized)[0])
-        when = [_arrival(final.typical(p)) for p in (record.memorized, record.others)]
         return Measured(
             panels[0].caption,
             panels,
             statistics,
             self.curves(record, *traces),
-            (
-                self.check(
-                    0,
-                    f"k = {near:.2f} at g = {g:g}, {len(strong)} prompts",
-                    ruling(abs(near / g - 1) <= 0.35, near),
-                    "" if np.isfinite(near) else "no reference mean, or too few memorized prompts",
-                ),
-                self.check(
-                    1,
-                    f"k = {first:.2f} against {other:.2f}",
-                    ruling(first > 1 and first > other, first, other),
-                ),
-                self.check(2, f"k = {bare:.2f} at g = 1", ruling(bare <= 1.2, bare)),
-                self.check(3, f"k = {end:.3f}", ruling(abs(end - 1) <= 0.1, end)),
-                self.check(
-                    4,
-                    f"call {when[0]:g} against {when[1]:g}, of {len(k.calls)}",
-                    ruling(when[0] < when[1], *when),
-                ),
+            self._checks(record.apart, g),
+        )
+
+    def _checks(self, record: Record, g: float) -> tuple[Check, ...]:
+        """Judge on seeds that did not choose the groups."""
+        ours, theirs = _k(record, 0), _k(record, -1)
+        strong = _strongest(record)
+        near = middle((v for p, v in _k(record, 0, centred=True).items() if p in strong), fewest=1)
+        first, end = (
+            middle(v for p, v in k.items() if p in record.memorized) for k in (ours, theirs)
+        )
+        other = middle(v for p, v in ours.items() if p in record.others)
+        bare = middle(v for p, v in _k(record, 0, branch="x0_c").items() if p in record.memorized)
+        when = _arrivals(record)
+        calls = record.take().gram.calls
+        early, late = (
+            middle(v for p, v in when.items() if p in whose)
+            for whose in (record.memorized, record.others)
+        )
+        return (
+            self.weigh(
+                0,
+                f"k = {near:.2f} at g = {g:g}, {len(strong)} prompts",
+                ruling(abs(near / g - 1) <= 0.35, near),
+                against_swapped(record, partial(_k, call=0, centred=True), strong),
+            ),
+            self.weigh(
+                1,
+                f"k = {first:.2f} against {other:.2f}",
+                ruling(first > 1 and first > other, first, other),
+                against_swapped(record, partial(_k, call=0), record.memorized),
+            ),
+            self.check(2, f"k = {bare:.2f} at g = 1", ruling(bare <= 1.2, bare)),
+            self.weigh(
+                3,
+                f"k = {end:.3f}",
+                ruling(abs(end - 1) <= 0.1, end),
+                against_swapped(record, partial(_k, call=-1), record.memorized),
+            ),
+            self.weigh(
+                4,
+                f"call {early:g} against {late:g}, of {calls}",
+                ruling(early < late, early, late),
+                by_group(record, when),
+                -1,
             ),
         )
 
@@ -152,10 +178,29 @@ class Overestimation(Analysis):
 
 
 def _strongest(record: Record) -> frozenset[str]:
-    """Return the quarter of the memorized prompts with the highest severity."""
+    """Return the quarter of the memorized prompts with the highest severity, five at least."""
     severity = record.severity.get(record.guidance, {})
     ranked = sorted((p for p in record.memorized if p in severity), key=lambda p: -severity[p])
-    return frozenset(ranked[: -(-len(ranked) // 4)])
+    return frozenset(ranked[: max(MINIMUM, -(-len(ranked) // 4))])
+
+
+def _k(
+    record: Record, call: int, branch: str = "x0_g", *, centred: bool = False
+) -> dict[str, float]:
+    """Return k of every prompt at one call, c = 0 or the mean."""
+    samples = with_target(record.take())
+    away: dict[str, float | Tensor] = {"mean": -1.0} if centred else {}
+    fit = samples.gram.fit({branch: 1.0} | away, [{"target": 1.0} | away])
+    return record.trace("", samples, fit.weights[..., 0]).at(call)
+
+
+def _arrivals(record: Record) -> dict[str, float]:
+    """Return the first call at which each prompt's estimate has arrived; their number if none."""
+    samples = record.take()
+    cosine = record.trace("", samples, samples.gram.cosine("x0_g", "x_0"))
+    return {
+        prompt: _arrival(row) for prompt, row in zip(cosine.prompts, cosine.values, strict=True)
+    }
 
 
 def _arrival(cosine: NDArray[np.float64]) -> float:

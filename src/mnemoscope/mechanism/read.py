@@ -7,6 +7,9 @@ Groups, measured and never assumed, at the record's main guidance scale (see `se
 prompt that is *memorized*; of the others those the prompt file calls *control*, and, with an image
 of their own, those *not memorized*. All else is *other*: prompts without a training image, and
 prompts of which it cannot be told, since there were too few samples or unrelated images.
+
+For what is evidence the same is decided again on the seeds with even numbers alone, so that the odd
+ones measure what they did not choose.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +29,12 @@ from mnemoscope.mechanism.base import (
     Convergence,
     Exact,
     Law,
+    Ratings,
     Record,
     Samples,
     exact_unguided,
 )
-from mnemoscope.severity.truth import NOT_JUDGED, judge
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
 
 SAMPLER = ("scheduler", "steps", "eta")
 """What of a recipe the exact path depends on."""
@@ -57,7 +61,7 @@ class Readable(Protocol):
         ...
 
     @property
-    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+    def recipes(self) -> Any:
         """Return the recipes by key, as rows of table `recipes`."""
         ...
 
@@ -120,7 +124,55 @@ def read(run: Readable, *, recipe: str | None = None) -> Record:
         _convergence(run, recipes),
         exact,
         stochastic,
+        _tokens(run),
+        _swaps(run),
+        _ratings(run, measure, "own", recipes),
+        _ratings(run, measure, "other", recipes),
+        _decided(run, measure, None if main is None else scales[main]),
     )
+
+
+def _tokens(run: Readable) -> dict[str, float]:
+    rows = run.table("prompts", ["prompt_id", "tokens"]).to_pylist()
+    return {row["prompt_id"]: float(row["tokens"]) for row in rows if row["tokens"] is not None}
+
+
+def _swaps(run: Readable) -> dict[str, str]:
+    rows = run.table("prompts", ["prompt_id", "references", "other"]).to_pylist()
+    whose: dict[str, str] = {}
+    for row in rows:
+        if row["references"]:
+            whose.setdefault(row["references"][0], row["prompt_id"])
+    return {row["prompt_id"]: whose[row["other"]] for row in rows if row["other"] in whose}
+
+
+def _ratings(
+    run: Readable, measure: str, relation: str, recipes: Mapping[float, str]
+) -> Mapping[float, Ratings]:
+    columns = ["prompt_id", "seed", "recipe", "measure", "relation", "value"]
+    rows = _rows(run.table("similarities", columns), measure=measure, relation=relation)
+    scales = {key: g for g, key in recipes.items()}
+    found: dict[float, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        if row["recipe"] in scales:
+            here = found.setdefault(scales[row["recipe"]], {})
+            key = row["prompt_id"], row["seed"]
+            here[key] = max(row["value"], here.get(key, row["value"]))
+    return found
+
+
+def _decided(run: Readable, measure: str, recipe: str | None) -> dict[str, frozenset[str]]:
+    """Group prompts by their even seeds; none where a run does not say which samples are copies."""
+    counts: dict[str, int] = {}
+    samples = run.table("samples", ["prompt_id", "seed", "recipe", "status"])
+    for row in _rows(samples, recipe=recipe, status="ok"):
+        counts[row["prompt_id"]] = counts.get(row["prompt_id"], 0) + (row["seed"] % 2 == 0)
+    halved = [
+        row | {"share": sum(seed % 2 == 0 for seed in row["own_seeds"]) / even}
+        for row in _rows(run.table("severity"), recipe=recipe)
+        if row["own_seeds"] is not None and (even := counts.get(row["prompt_id"], 0))
+    ]
+    return _grouped(run, judge(halved, measure))
 
 
 def _alike(recipes: Mapping[str, Mapping[str, Any]], chosen: str | None) -> dict[float, str]:
@@ -183,7 +235,10 @@ def _rows(table: pa.Table, **where: Any) -> list[dict[str, Any]]:
 
 
 def _groups(run: Readable, measure: str, recipe: str | None) -> dict[str, frozenset[str]]:
-    judged = judge(_rows(run.table("severity"), recipe=recipe), measure)
+    return _grouped(run, judge(_rows(run.table("severity"), recipe=recipe), measure))
+
+
+def _grouped(run: Readable, judged: Mapping[str, Judgement]) -> dict[str, frozenset[str]]:
     groups: dict[str, set[str]] = {name: set() for name in GROUPS}
     for row in run.table("prompts").to_pylist():
         memorized = judged.get(row["prompt_id"], NOT_JUDGED).memorized

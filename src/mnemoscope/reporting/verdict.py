@@ -3,13 +3,18 @@
 One sentence a claim of the founding paper, each with population, measure, interval and n::
 
     1. how many prompts reproduce a training image     Wilson interval over prompts
-    2. how far severity follows the early deviation D1  Pearson r, bootstrap interval over prompts
+    2. whether severity follows the deviation D1       Pearson r less that of swapped images
     3. how far apart the samples of a prompt end        median over prompts
 
-A sentence whose numbers a run does not hold says so, and prompts that cannot be judged are counted
-apart: they are not "not memorized".
+A correlation by itself says nothing, for D1 and severity are both likenesses to one image: the
+second sentence quotes what it has over swapped images. A sentence whose numbers a run does not hold
+says so, and prompts that cannot be judged are counted apart: they are not "not memorized". Nor are
+those that copy another image.
 
-Contents: `Tally`, `Verdict`, `verdict`; `verdict_of` a run.
+The scorecard sorts what was checked: evidence, which has to beat its null, first, and of it what
+failed; sanity checks, true of any sound model, are counted.
+
+Contents: `Tally`, `Verdict`, `verdict`; `verdict_of` a run; `Scorecard`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +25,11 @@ from typing import Any
 
 from mnemoscope.core.stats import Estimate, wilson
 from mnemoscope.errors import RunError
-from mnemoscope.mechanism.base import PATH_GUIDANCE
+from mnemoscope.mechanism.base import PATH_GUIDANCE, Check
 from mnemoscope.reporting.text import interval, number, percent, visible
 from mnemoscope.runs.folder import Run
 from mnemoscope.severity.null import FEWEST_IMAGES, FEWEST_PAIRS
-from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, State, judge
 
 Row = Mapping[str, Any]
 
@@ -67,6 +72,8 @@ class Verdict:
         unjudged: Why a prompt with an image could not be judged.
         tallies: Counts of prompts with a training image, and of controls.
         levels: Counts by planting level, where the run has levels.
+        elsewhere: Counts of the same prompts that copy another image in place of their own.
+        borderline: Memorized prompts whose copies are no nearer than some unrelated pair.
     """
 
     title: str
@@ -80,6 +87,60 @@ class Verdict:
     unjudged: str
     tallies: tuple[Tally, ...]
     levels: tuple[Tally, ...]
+    elsewhere: tuple[Tally, ...]
+    borderline: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """What was checked, by what it is worth.
+
+    Attributes:
+        found: Evidence that holds.
+        failed: Evidence that does not: its criterion is missed, or its null not beaten.
+        untold: Evidence that cannot be told, with the reason in each.
+        sanity: Sanity checks that hold.
+        broken: Sanity checks that do not, which puts everything else in doubt.
+        unseen: Sanity checks that cannot be told.
+    """
+
+    found: tuple[Check, ...]
+    failed: tuple[Check, ...]
+    untold: tuple[Check, ...]
+    sanity: tuple[Check, ...]
+    broken: tuple[Check, ...]
+    unseen: tuple[Check, ...]
+
+    @classmethod
+    def of(cls, checks: Iterable[Check]) -> "Scorecard":
+        """Sort checks, each kind in the order of the argument.
+
+        Source: ours.
+        """
+        every = list(checks)
+        return cls(
+            *(
+                tuple(check for check in every if check.kind == kind and check.holds is holds)
+                for kind in ("evidence", "sanity")
+                for holds in (True, False, None)
+            )
+        )
+
+    @property
+    def said(self) -> str:
+        """Count it in a sentence."""
+        told = len(self.found) + len(self.failed)
+        parts = [
+            f"{len(self.found)} of {told} pieces of evidence beat their null"
+            if told
+            else "no evidence could be told"
+        ]
+        if told and self.untold:
+            parts.append(f"{len(self.untold)} could not be told")
+        checks = len(self.sanity) + len(self.broken)
+        if checks:
+            parts.append(f"{len(self.sanity)} of {checks} sanity checks pass")
+        return "; ".join(parts)
 
 
 def verdict(
@@ -110,13 +171,23 @@ def verdict(
     scales = sorted({row["guidance"] for row in rated or by_measure})
     guidance = PATH_GUIDANCE if PATH_GUIDANCE in scales else scales[-1] if scales else None
     judged = judge([row for row in severity if row["guidance"] == guidance], measure)
-    elsewhere = {prompt for prompt, found in judged.items() if found.elsewhere}
     memorized = frozenset(prompt for prompt, found in judged.items() if found.memorized)
-    thresholds = [row["threshold"] for row in rated if row["threshold"] is not None]
+    thresholds = [
+        row["threshold"]
+        for row in rated
+        if row["threshold"] is not None and row["guidance"] == guidance
+    ]
+    threshold = thresholds[0] if thresholds else None
     controls = [row["prompt_id"] for row in prompts if row["group"] == "control"]
     known = [row["prompt_id"] for row in prompts if row["group"] != "control"]
     ours = _tally("prompts with a training image", known, judged)
     tallies = tuple(t for t in (ours, _tally("controls", controls, judged)) if t.estimate.n)
+    astray = tuple(
+        _tally(label, whose, judged, "copies another image")
+        for label, whose in (("prompts with a training image", known), ("controls", controls))
+    )
+    elsewhere = sum(tally.count for tally in astray)
+    borderline = frozenset(prompt for prompt, found in judged.items() if found.borderline)
     # Controls have level 0 in the lab, and a population of their own here.
     planted = [row for row in prompts if row["level"] is not None and row["group"] != "control"]
     levels = sorted({row["level"] for row in planted})
@@ -135,8 +206,13 @@ def verdict(
     ]
     why = _why_unjudged(nulls, measure)
     plural = "prompt reproduces" if ours.count == 1 else "prompts reproduce"
-    if ours.estimate.n:
+    if ours.estimate.n and not ours.count and not elsewhere and not left:
+        title = "Nothing was memorized"
+    elif ours.estimate.n:
         title = f"{ours.count} of {ours.estimate.n} {plural} a training image"
+        title += f"; {elsewhere} more {'copies' if elsewhere == 1 else 'copy'} another" * (
+            elsewhere > 0
+        )
     elif left and guidance is not None:
         title = f"{_prompts(len(left))} not judged"
     else:
@@ -145,20 +221,23 @@ def verdict(
         title,
         (
             _reproduction(tallies, guidance, measure)
-            + _elsewhere(len(elsewhere), len(elsewhere & set(controls)))
+            + _elsewhere(elsewhere, astray[1].count)
+            + _borderline(len(borderline))
             + (_unjudged(len(left), why) if guidance is not None else ""),
             _deviation(statistics, measure),
             _collapse(prompts, convergence, judged, guidance),
         ),
-        _origin(nulls, measure),
+        _origin(nulls, measure, threshold),
         guidance,
         measure,
-        thresholds[0] if thresholds else None,
+        threshold,
         memorized,
         judged,
         why,
         tallies,
         tuple(tally for tally in by_level if tally.estimate.n),
+        tuple(tally for tally in astray if tally.estimate.n),
+        borderline,
     )
 
 
@@ -192,10 +271,15 @@ def measure_of(run: Run) -> str:
     return str(measures[0])
 
 
-def _tally(label: str, prompts: Iterable[str], judged: Mapping[str, Judgement]) -> Tally:
+def _tally(
+    label: str,
+    prompts: Iterable[str],
+    judged: Mapping[str, Judgement],
+    state: State = "memorized",
+) -> Tally:
     held = [judged[prompt] for prompt in prompts if prompt in judged]
-    known = [found.memorized for found in held if isfinite(found.share)]
-    count = sum(memorized is True for memorized in known)
+    known = [found.state for found in held if isfinite(found.share)]
+    count = known.count(state)
     return Tally(label, count, wilson(count, len(known)))
 
 
@@ -209,6 +293,13 @@ def _reproduction(tallies: Sequence[Tally], guidance: float | None, measure: str
         return (
             f"The run holds similarities by {measure} but no threshold to judge them by, so it "
             "cannot say which prompts reproduce a training image."
+        )
+    if not sum(tally.count for tally in tallies):
+        whom = " and ".join(f"{tally.estimate.n} {tally.label}" for tally in tallies)
+        return (
+            f"Nothing was memorized: at guidance {guidance:g}, measured by {measure}, none of "
+            f"{whom} gives its image back in at least half of its samples (95\u00a0% interval of "
+            f"the share {percent(tallies[0].estimate.low)} to {percent(tallies[0].estimate.high)})."
         )
     held_out = ", whose images are held out" if tallies[-1].label == "controls" else ""
     said = " and ".join(f"{tally.text} of the {tally.label}" for tally in tallies)
@@ -225,9 +316,17 @@ def _elsewhere(prompts: int, controls: int) -> str:
     count = "1 more prompt" if prompts == 1 else f"{prompts} more prompts"
     among = f" ({controls} of them a control)" if controls == 1 else f" ({controls} controls)"
     return (
-        f" In {count}{among if controls else ''} at least one sample is retrieved verbatim: "
-        "another training image."
+        f" In {count}{among if controls else ''} at least half of the samples copy another "
+        "training image."
     )
+
+
+def _borderline(prompts: int) -> str:
+    """Tell of prompts that count as memorized by a hair; "" for none."""
+    if not prompts:
+        return ""
+    count = "1 prompt counts" if prompts == 1 else f"{prompts} prompts count"
+    return f" {count} by samples that are no nearer to the image than some unrelated pair is."
 
 
 def _prompts(count: int) -> str:
@@ -252,43 +351,59 @@ def _why_unjudged(nulls: Sequence[Row], measure: str) -> str:
     return "none of their samples could be compared with a training image"
 
 
-def _origin(nulls: Sequence[Row], measure: str) -> str:
-    for row in nulls:
-        if row["measure"] == measure and row["threshold"] is not None:
-            rate = "" if row["rate"] is None else f", at a rate of {percent(row['rate'])}"
-            return (
-                f"{number(row['threshold'])}, fitted on {row['n']:,} pairs of "
-                f"unrelated images{rate}; the closest such pair has {number(row['max'])}"
-            )
+def _origin(nulls: Sequence[Row], measure: str, threshold: float | None) -> str:
+    """Say which unrelated pairs gave the threshold: those that are the nearer to each other."""
+    pairs = {measure: "unrelated images", f"{measure}:generated": "samples and unrelated images"}
+    fitted = [row for row in nulls if row["measure"] in pairs and row["threshold"] is not None]
+    fitted.sort(key=lambda row: (row["threshold"] != threshold, row["measure"]))
+    for row in fitted[:1]:
+        rate = "" if row["rate"] is None else f", at a rate of {percent(row['rate'])}"
+        return (
+            f"{number(row['threshold'])}, fitted on {row['n']:,} pairs of {pairs[row['measure']]}"
+            f"{rate}; the closest such pair has {number(row['max'])}"
+        )
     reasons = [row["reason"] for row in nulls if row["measure"] == measure and row["reason"]]
     return visible(reasons[0]) if reasons else "no null distribution in this run"
 
 
 def _deviation(statistics: Sequence[Row], measure: str) -> str:
-    for row in statistics:
-        wanted = (
-            row["analysis"] == "deviation"
-            and row["name"] == f"Pearson r of D1 and severity ({measure})"
-            and row["population"] == "all prompts"
-            and row["reference"] == "target"
-            and row["window"] == "all updates"
+    name = f"Pearson r of D1 and severity ({measure})"
+    held = {
+        row["name"]: row
+        for row in statistics
+        if row["analysis"] == "deviation"
+        and row["population"] == "all prompts"
+        and row["reference"] == "target"
+        and row["window"] == "all updates"
+        and row["value"] is not None
+    }
+    if name not in held:
+        return (
+            "Whether the deviation D1 from the schedule follows severity was not measured; it "
+            "needs prompts with a training image."
         )
-        if wanted and row["value"] is not None:
-            ends = interval(row["low"], row["high"], 2)
-            follows = (
-                "follows"
-                if row["low"] is not None and row["low"] > 0
-                else "does not demonstrably follow"
-            )
-            return (
-                f"How early the image enters the sampling path {follows} how severely it is "
-                "reproduced: the deviation D1 and severity correlate with r = "
-                f"{number(row['value'], 2)} (95\u00a0% interval {ends or 'not given'}; "
-                f"{row['n']} prompts)."
-            )
+    null, less = held.get(f"{name}, swapped images"), held.get(f"{name}, less swapped")
+    if null is None or less is None or less["low"] is None:
+        return (
+            "Whether the deviation D1 from the schedule follows severity cannot be told: the run "
+            "has no swapped images to compare with, or too few prompts, and D1 and severity are "
+            "likenesses to the same image."
+        )
+    ends = interval(less["low"], less["high"], 2)
+    beats = less["low"] > 0
+    numbers = (
+        f"the deviation D1 and severity correlate with r = {number(held[name]['value'], 2)}, and "
+        f"with r = {number(null['value'], 2)} when every prompt is judged with another's image; "
+        f"difference {number(less['value'], 2)} (95\u00a0% interval {ends}; {less['n']} prompts)"
+    )
+    if beats:
+        return (
+            "How far the image runs ahead of the sampling schedule follows how severely it is "
+            f"reproduced: {numbers}."
+        )
     return (
-        "Whether the deviation D1 from the schedule follows severity was not measured; it needs "
-        "prompts with a training image."
+        "How far the image runs ahead of the sampling schedule does not follow severity any more "
+        f"than with images that have nothing to do with the prompt: {numbers}."
     )
 
 

@@ -57,7 +57,7 @@ MANIFEST, COPY, LOCK = "manifest.json", "manifest.copy.json", ".lock"
 CONSTANTS, COMMITS = "constants.safetensors", "commits"
 CONSTANT = "constants"
 """Unit whose commit has the digest of the constants."""
-READ = (1, SCHEMA)
+READ = (1, 2, SCHEMA)
 """Schemas that can be read."""
 
 Commit = dict[str, dict[str, Any]]
@@ -116,7 +116,7 @@ class Run:
         return rows if columns is None else rows.select(list(columns))
 
     def _with(self, name: str) -> list[tuple[str, Commit]]:
-        if name == "recipes" and self.manifest.schema_version < SCHEMA:
+        if name == "recipes" and self.manifest.schema_version == 1:
             return []
         return [(unit, commit) for unit, commit in self.commits().items() if name in commit]
 
@@ -124,7 +124,7 @@ class Run:
         rows = read_part(self.path, table.name, unit, commit)
         try:
             if self.manifest.schema_version < SCHEMA:
-                rows = older.upgraded(table, rows)
+                rows = older.upgraded(table, rows, self.manifest.schema_version)
             return rows.cast(table.schema)
         except (pa.ArrowException, ValueError, KeyError) as error:
             raise RunError(
@@ -139,7 +139,7 @@ class Run:
 
     @cached_property
     def _recipes(self) -> dict[str, dict[str, Any]]:
-        if self.manifest.schema_version < SCHEMA:
+        if self.manifest.schema_version == 1:
             rows = older.recipes(self.manifest.options)
         else:
             table = TABLES["recipes"]

@@ -1,5 +1,8 @@
 r"""Folders of earlier schemas, read as if they were of the present one.
 
+Schema 2 had no image of another prompt beside the target, and graded a prompt by any of its
+samples; a column it lacks is null.
+
 Schema 1 kept noise estimates where v is kept now, and the guidance scale where the recipe is::
 
     v_b = (eps_b - sigma·x) / alpha        v_g = (1 - g)·v_u + g·v_c
@@ -41,13 +44,19 @@ def recipes(study: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def upgraded(table: Table, rows: pa.Table) -> pa.Table:
-    """Return rows of schema 1 in the columns of the present schema.
+def upgraded(table: Table, rows: pa.Table, schema: int) -> pa.Table:
+    """Return rows of an earlier schema in the columns of the present one.
 
     Args:
         table: The table they are of.
         rows: The rows as they were written.
+        schema: The schema they were written in.
     """
+    if schema > 1:
+        for column in table.columns:
+            if column.nullable and column.name not in rows.column_names:
+                rows = rows.append_column(column.name, pa.nulls(rows.num_rows, column.type))
+        return rows.select([column.name for column in table.columns])
     names = [column.name for column in table.columns]
     columns: dict[str, Any] = {name: rows[name] for name in rows.column_names if name in names}
     if "recipe" in names and "guidance" in rows.column_names:
@@ -88,6 +97,8 @@ def _products(rows: pa.Table) -> dict[str, pa.Array]:
     lost = (np.einsum("rij,rj->ri", (change != 0).astype(float), (~there).astype(float)) > 0) | (
         ~np.isfinite(change).all(axis=2)
     )
+    # What was not recorded then has no weights at all.
+    lost |= ~(change != 0).any(axis=2)
     clean = np.nan_to_num(change)
     made = clean @ np.nan_to_num(held) @ clean.transpose(0, 2, 1)
     made[lost[:, :, None] | lost[:, None, :]] = np.nan

@@ -21,7 +21,7 @@ import pyarrow as pa
 from mnemoscope.core.gram import PAIRS
 from mnemoscope.errors import RunError, did_you_mean
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the run folder."""
 
 
@@ -210,6 +210,12 @@ _ALL = (
                 pa.list_(pa.string()),
                 "reference_id of each training image; the first is the target of the record",
             ),
+            Column(
+                "other",
+                pa.string(),
+                "reference_id of another prompt's image, which the prompt is judged with as a null",
+                nullable=True,
+            ),
         ),
     ),
     Table(
@@ -324,7 +330,9 @@ _ALL = (
             Column(
                 "relation",
                 pa.string(),
-                '"own" (an image of the prompt) or "nearest" (the closest of all the study knows)',
+                '"own" (an image of the prompt), "nearest" (the closest other that the study '
+                'knows), "typical" (that of median similarity among the unrelated) or "other" (the '
+                "image of another prompt, for a null)",
             ),
             Column("value", pa.float64(), "similarity; larger is closer", "similarity"),
         ),
@@ -339,6 +347,32 @@ _ALL = (
             Column("mean", pa.float64(), "mean over ok seeds", "similarity", nullable=True),
             Column("max", pa.float64(), "maximum over ok seeds", "similarity", nullable=True),
             Column("share", pa.float64(), "share of ok seeds above threshold", "1", nullable=True),
+            Column(
+                "share_elsewhere",
+                pa.float64(),
+                "share of ok seeds that copy another training image and not an own one",
+                "1",
+                nullable=True,
+            ),
+            Column(
+                "share_clear",
+                pa.float64(),
+                "share of ok seeds nearer to an own image than the closest unrelated pair",
+                "1",
+                nullable=True,
+            ),
+            Column(
+                "own_seeds",
+                pa.list_(pa.int32()),
+                "seeds whose sample copies an own image; null where there is no threshold or image",
+                nullable=True,
+            ),
+            Column(
+                "elsewhere_seeds",
+                pa.list_(pa.int32()),
+                "seeds whose sample copies another image; null where there is no threshold",
+                nullable=True,
+            ),
             Column("n", pa.int32(), "number of ok seeds", "1"),
             Column("excluded", pa.int32(), "number of seeds that are not ok", "1", nullable=True),
             Column(
@@ -366,7 +400,8 @@ _ALL = (
             Column(
                 "relation",
                 pa.string(),
-                '"own" (single pairs) or "nearest" (the nearest unrelated image of each)',
+                '"own" (pairs of training images), "nearest" (the nearest unrelated image of each) '
+                'or "generated" (samples and images unrelated to their prompt)',
                 nullable=True,
             ),
             Column("n", pa.int64(), "number of unrelated pairs", "1"),
@@ -392,6 +427,15 @@ _ALL = (
             ),
             Column("method", pa.string(), "how the threshold comes about", nullable=True),
             Column("reason", pa.string(), "why it was not chosen as asked", nullable=True),
+            Column("recipe", pa.string(), "recipe of generated pictures", nullable=True),
+            Column(
+                "typical",
+                pa.float64(),
+                "median over training images of their median similarity to unrelated ones",
+                "similarity",
+                nullable=True,
+            ),
+            Column("copies", pa.int64(), "pairs left out as copies", "1", nullable=True),
         ),
     ),
     Table(
@@ -526,6 +570,32 @@ _ALL = (
                 "holds", pa.bool_(), "whether it holds; null where it cannot be told", nullable=True
             ),
             Column("reason", pa.string(), "why it cannot be told", nullable=True),
+            Column(
+                "kind",
+                pa.string(),
+                '"evidence" (has to beat its null) or "sanity" (true of any model)',
+                nullable=True,
+            ),
+            Column(
+                "null_kind",
+                pa.string(),
+                'what the null is: "swapped images" or "permuted labels"',
+                nullable=True,
+            ),
+            *(
+                Column(name, pa.float64(), about, "", nullable=True)
+                for name, about in (
+                    ("value", "statistic of the claim"),
+                    ("low", "lower end of its 95 % interval"),
+                    ("high", "upper end of its 95 % interval"),
+                    ("null", "the statistic under the null"),
+                    ("null_low", "lower end of its 95 % interval"),
+                    ("null_high", "upper end of its 95 % interval"),
+                    ("difference", "statistic less null"),
+                    ("difference_low", "lower end of its 95 % interval"),
+                    ("difference_high", "upper end of its 95 % interval"),
+                )
+            ),
         ),
     ),
 )

@@ -4,17 +4,26 @@ Formulas, with S[i, r] the similarity of sample i and training image r::
 
     image severity    s_i   = max over the prompt's own references r of S[i, r]
     nearest           m_i   = max over all other known training images of S[i, r]
-    prompt severity   mean_i s_i,   max_i s_i,   share of i with s_i > threshold
+    typical           a_i   = median over the training images unrelated to its prompt of S[i, r]
+    copy of its own   s_i - max(0, a_i - a) > threshold    a the same of training images
+    copy elsewhere    m_i - max(0, a_i - a) > threshold of the nearest, and no copy of its own
+    prompt severity   mean_i s_i,   max_i s_i,   share of i that are copies
+
+A grey or blurred sample is nearer to every picture; what it is nearer to pictures in general than
+training images are is taken off before it is called a copy of one.
 
 Only samples with status "ok" count; the others are excluded and counted. The thresholds are those
 of unrelated pairs (see `severity.null`). Samples made by different recipes are kept apart.
 
-A prompt's grade is the first that holds for any of its samples, in Webster's order::
+A prompt's grade is the first that holds for at least half of its samples, in Webster's order::
 
     template verbatim    a template matches under its mask
     matching verbatim    one of its own images matches
     retrieved verbatim   another training image matches
-    none                 nothing matched with the seeds tried; others might
+    none                 fewer matched with the seeds tried; others might
+
+However many seeds there are, and however alike, chance gives a grade at most twice as often as it
+passes one sample: P(share >= 1/2) <= 2·E[share] (Markov).
 
 Contents: `image_severity` and `severities`; `assess`, the two tables of a run.
 
@@ -24,31 +33,38 @@ Source: Webster 2023 (grades); the threshold on pairs: ours.
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from mnemoscope.data.images import Pixels, decode, decode_mask
 from mnemoscope.errors import ModelError
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.severity.null import (
+    MOST_SAMPLES,
     RATE,
     Kin,
     Null,
-    Relation,
     fit_nulls,
+    generated_null,
+    generated_pairs,
     measured_nulls,
 )
 from mnemoscope.similarity import Reference, Similarity, get_similarity
 
 MASKED = "masked_l2"
 """The measure that recognizes templates."""
+
+GRADED_SHARE = 0.5
+"""Share of a prompt's samples from which on it has a grade."""
 
 Grade = Literal["template verbatim", "matching verbatim", "retrieved verbatim", "none"]
 
@@ -84,7 +100,12 @@ class Severity:
         measure: The measure, preset included.
         mean: Mean image severity; NaN where the prompt has no image of its own.
         max: Largest image severity; NaN likewise.
-        share: Share of samples above the threshold; NaN also where it is withheld.
+        share: Share of samples that copy an own image; NaN also where the threshold is withheld.
+        share_elsewhere: Share that copy another training image and not an own one; NaN without a
+            threshold.
+        share_clear: Share that are nearer to an own image than any unrelated pair; NaN likewise.
+        own_seeds: Seeds of the copies of an own image; None where that cannot be told.
+        elsewhere_seeds: Seeds of the copies of another one; None likewise.
         n: Number of samples that are ok.
         excluded: Number of samples that are not.
         threshold: Threshold for the prompt's own images; NaN where withheld.
@@ -100,6 +121,10 @@ class Severity:
     mean: float
     max: float
     share: float
+    share_elsewhere: float
+    share_clear: float
+    own_seeds: tuple[int, ...] | None
+    elsewhere_seeds: tuple[int, ...] | None
     n: int
     excluded: int
     threshold: float
@@ -132,7 +157,7 @@ def severities(
     Returns:
         One severity for each prompt, recipe and measure, in the order of the rows.
     """
-    thresholds = {(null.measure, null.relation): null.threshold for null in nulls}
+    samples, similarities = list(samples), list(similarities)
     ok: dict[Key, set[int]] = defaultdict(set)
     sampled: dict[Key, tuple[str | None, float | None]] = {}
     excluded: dict[Key, int] = defaultdict(int)
@@ -141,55 +166,21 @@ def severities(
         sampled[key] = row.get("recipe"), row.get("guidance")
         ok[key].update([row["seed"]] if row["status"] == "ok" else [])
         excluded[key] += row["status"] != "ok"
-
-    own: dict[tuple[Key, str], dict[int, float]] = defaultdict(dict)
-    others: dict[tuple[Key, str], list[tuple[float, str]]] = defaultdict(list)
-    own_ids: dict[tuple[Key, str], set[str]] = defaultdict(set)
-    nearest: dict[tuple[Key, str], tuple[float, str]] = {}
+    seen: dict[tuple[Key, str], _Seen] = defaultdict(_Seen)
     for row in similarities:
         key = _key(row)
-        place, value = (key, row["measure"]), row["value"]
-        if row["seed"] not in ok[key] or value is None or not math.isfinite(value):
-            continue
-        found = (value, row["reference_id"])
-        nearest[place] = max(nearest.get(place, found), found)
-        if row["relation"] == "own":
-            own_ids[place].add(row["reference_id"])
-            own[place][row["seed"]] = max(value, own[place].get(row["seed"], value))
-        else:
-            others[place].append(found)
-
-    def best_other(place: tuple[Key, str]) -> float:
-        values = (value for value, name in others[place] if name not in own_ids[place])
-        return max(values, default=math.nan)
-
-    def exceeds(value: float, measure: str, relation: Relation) -> bool:
-        # Comparison with NaN is false, which is right: what cannot be told does not match.
-        return value > thresholds.get((measure, relation), math.nan)
-
-    def grade(key: Key, measure: str) -> Grade | None:
-        template, place = (key, MASKED), (key, measure)
-        if exceeds(max(own[template].values(), default=math.nan), MASKED, "own"):
-            return "template verbatim"
-        if exceeds(best_other(template), MASKED, "nearest"):
-            return "template verbatim"
-        fitted = math.isfinite(thresholds.get((measure, "own"), math.nan))
-        if not fitted or not (own[place] or others[place]):
-            return None
-        if exceeds(max(own[place].values(), default=math.nan), measure, "own"):
-            return "matching verbatim"
-        if exceeds(best_other(place), measure, "nearest"):
-            return "retrieved verbatim"
-        return "none"
+        if row["seed"] in ok[key] and row["value"] is not None and math.isfinite(row["value"]):
+            seen[key, row["measure"]].add(row)
 
     measures = list(dict.fromkeys(null.measure for null in nulls))
     rows: list[Severity] = []
     for key, seeds in ok.items():
+        copies = {m: seen[key, m].copies(_Bar.of(nulls, m, sampled[key][0])) for m in measures}
         for measure in measures:
-            values = np.array(list(own[key, measure].values()), dtype=np.float64)
-            threshold = thresholds.get((measure, "own"), math.nan)
+            values = np.array(list(seen[key, measure].own.values()), dtype=np.float64)
+            bar, mine = _Bar.of(nulls, measure, sampled[key][0]), copies[measure]
             known = len(values) > 0
-            told = known and math.isfinite(threshold)
+            told = known and mine is not None and math.isfinite(bar.own)
             rows.append(
                 Severity(
                     key[0],
@@ -197,15 +188,112 @@ def severities(
                     measure=measure,
                     mean=float(values.mean()) if known else math.nan,
                     max=float(values.max()) if known else math.nan,
-                    share=float((values > threshold).mean()) if told else math.nan,
+                    share=len(mine.own) / len(values) if told and mine else math.nan,
+                    share_elsewhere=math.nan if mine is None else len(mine.elsewhere) / len(seeds),
+                    share_clear=float((values > bar.clear).mean()) if told else math.nan,
+                    own_seeds=mine.own if told and mine else None,
+                    elsewhere_seeds=None if mine is None else mine.elsewhere,
                     n=len(seeds),
                     excluded=excluded[key],
-                    threshold=threshold,
-                    grade=grade(key, measure),
-                    nearest_reference_id=nearest.get((key, measure), (0.0, None))[1],
+                    threshold=bar.own,
+                    grade=_grade(copies.get(MASKED), mine, len(seeds)),
+                    nearest_reference_id=seen[key, measure].nearest[1],
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """What a sample has to exceed, by one measure at one recipe; NaN where withheld."""
+
+    own: float
+    nearest: float
+    clear: float
+    typical: float
+
+    @classmethod
+    def of(cls, nulls: Sequence[Null], measure: str, recipe: str | None) -> "_Bar":
+        here = [n for n in nulls if n.measure == measure and n.recipe in (None, recipe)]
+        found = {null.relation: null for null in here}
+        own, nearest = (found.get(relation) for relation in ("own", "nearest"))
+        pairs = [found[r] for r in ("own", "generated") if r in found]
+        return cls(
+            # Both kinds of unrelated pairs have to be exceeded; `max` passes NaN on only if first.
+            max((n.threshold for n in pairs if math.isfinite(n.threshold)), default=math.nan)
+            if own is not None and math.isfinite(own.threshold)
+            else math.nan,
+            math.nan if nearest is None else nearest.threshold,
+            max((n.max for n in pairs if math.isfinite(n.max)), default=math.nan),
+            math.nan if own is None else own.typical,
+        )
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Seeds whose sample copies an own image, and those whose sample copies another."""
+
+    own: tuple[int, ...]
+    elsewhere: tuple[int, ...]
+
+
+@dataclass
+class _Seen:
+    """Similarities of a prompt's samples by one measure."""
+
+    own: dict[int, float] = field(default_factory=dict[int, float])
+    own_ids: set[str] = field(default_factory=set[str])
+    others: list[tuple[int, float, str]] = field(default_factory=list[tuple[int, float, str]])
+    typical: dict[int, float] = field(default_factory=dict[int, float])
+    nearest: tuple[float, str | None] = (-math.inf, None)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        seed, value, name = row["seed"], row["value"], row["reference_id"]
+        if row["relation"] in ("own", "nearest") and (value, name) > (
+            self.nearest[0], self.nearest[1] or ""
+        ):  # fmt: skip
+            self.nearest = value, name
+        match row["relation"]:
+            case "own":
+                self.own_ids.add(name)
+                self.own[seed] = max(value, self.own.get(seed, value))
+            case "nearest":
+                self.others.append((seed, value, name))
+            case "typical":
+                self.typical[seed] = value
+            case _:
+                pass
+
+    def copies(self, bar: _Bar) -> _Copies | None:
+        """Return which samples are copies; None where that cannot be told."""
+        if math.isnan(bar.own) or not (self.own or self.others):
+            return None
+
+        def beyond(seed: int) -> float:
+            over = self.typical.get(seed, math.nan) - bar.typical
+            return max(0.0, over) if math.isfinite(over) else 0.0
+
+        own = {seed for seed, value in self.own.items() if value - beyond(seed) > bar.own}
+        elsewhere = {
+            seed
+            for seed, value, name in self.others
+            # Comparison with NaN is false, which is right: what cannot be told does not match.
+            if name not in self.own_ids and value - beyond(seed) > bar.nearest
+        }
+        return _Copies(tuple(sorted(own)), tuple(sorted(elsewhere - own)))
+
+
+def _grade(template: _Copies | None, mine: _Copies | None, n: int) -> Grade | None:
+    def half(seeds: Collection[int]) -> bool:
+        return n > 0 and len(seeds) >= GRADED_SHARE * n
+
+    if template is not None and half({*template.own, *template.elsewhere}):
+        return "template verbatim"
+    if mine is None:
+        return None
+    if half(mine.own):
+        return "matching verbatim"
+    return "retrieved verbatim" if half(mine.elsewhere) else "none"
 
 
 @runtime_checkable
@@ -239,8 +327,8 @@ def assess(
     """Derive the tables of severity and of its nulls from a run, a unit at a time.
 
     The nulls are fitted on the run's training images as they are stored, each cropped and resized
-    like a sample. A measure whose network is not at hand has no null, so its thresholds are
-    withheld.
+    like a sample, and on its samples with training images of other prompts. A measure whose network
+    is not at hand has no null, so its thresholds are withheld.
 
     Args:
         run: A run with the tables prompts, references, samples and similarities.
@@ -248,10 +336,12 @@ def assess(
         rate: Share of unrelated pairs that may exceed a threshold.
 
     Returns:
-        Tables "severity" and "null"; the latter names the null of nearest images "MEASURE:nearest".
+        Tables "severity" and "null"; the latter names the null of nearest images "MEASURE:nearest"
+        and that of a recipe's samples "MEASURE:generated".
     """
-    shown = _first_picture(run)
-    pictures, kin = _Stored(run), _kin(run)
+    shown, templates = _first_picture(run), _templates(run)
+    pictures, kin = _Stored(run), _kin(run, templates)
+    made = _generated(run)
     nulls: list[Null] = []
     for measure in _measures(run):
         nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
@@ -264,7 +354,12 @@ def assess(
             nulls += nothing
             continue
         size = shown.shape[1], shown.shape[2]
-        nulls += measured_nulls(similarity, pictures, kin, size, measure=measure, rate=rate)
+        index = similarity.index(pictures)
+        fitted = measured_nulls(index, pictures, kin, size, measure=measure, rate=rate)
+        nulls += fitted
+        for recipe, some in made.items():
+            pairs = generated_pairs(index, some.prompt_ids, some.pixels, kin, templates)
+            nulls.append(generated_null(pairs, fitted[0], recipe, rate=rate))
     compared = run.units("similarities")
     graded = [TABLES["severity"].schema.empty_table()]
     for unit in run.units("samples"):
@@ -324,12 +419,46 @@ class _Stored(Sequence[Reference]):
         return Reference(part["reference_id"][row].as_py(), decode(data), decode_mask(data))
 
 
-def _kin(run: Parted) -> list[Kin]:
+@dataclass(frozen=True)
+class _Made:
+    """Generated pictures of a recipe, decoded as they are taken; the part read last is held."""
+
+    prompt_ids: list[str]
+    places: list[tuple[str, int]]
+    part: Callable[[str], pa.Table]
+
+    def pixels(self, rows: range) -> Float[Tensor, "sample 3 height width"]:
+        """Return some of the pictures."""
+        places = (self.places[at] for at in rows)
+        return torch.stack([decode(self.part(unit)["image"][row].as_py()) for unit, row in places])
+
+
+def _generated(run: Parted) -> dict[str, _Made]:
+    """Choose the samples of each recipe that a null is fitted on, evenly over the run."""
+    held: dict[str, list[tuple[str, tuple[str, int]]]] = defaultdict(list)
+    for unit in run.units("samples"):
+        rows = run.part("samples", unit, ["prompt_id", "recipe", "status"]).to_pylist()
+        for at, row in enumerate(rows):
+            if row["status"] == "ok":
+                held[row["recipe"]].append((row["prompt_id"], (unit, at)))
+    part = lru_cache(1)(lambda unit: run.part("samples", unit, ["image"]))
+    made: dict[str, _Made] = {}
+    for recipe, found in held.items():
+        chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), MOST_SAMPLES)).round())
+        some = [found[at] for at in chosen.astype(np.intp).tolist()]
+        made[recipe] = _Made([prompt for prompt, _ in some], [place for _, place in some], part)
+    return made
+
+
+def _templates(run: Parted) -> frozenset[str]:
     prompts = run.table("prompts", ["prompt_id", "family", "overfit_type"]).to_pylist()
-    references = run.table("references", ["reference_id", "prompt_ids", "masked"]).to_pylist()
-    templates = {
+    return frozenset(
         p["prompt_id"] for p in prompts if p["family"] == "template" or p["overfit_type"] == "TV"
-    }
+    )
+
+
+def _kin(run: Parted, templates: frozenset[str]) -> list[Kin]:
+    references = run.table("references", ["reference_id", "prompt_ids", "masked"]).to_pylist()
     return [
         Kin(
             r["reference_id"],

@@ -9,23 +9,34 @@ nearest of many images is close by chance more often than one image is, so it ha
 own, fitted on each training image's nearest unrelated one. With too few pairs the largest takes the
 threshold's place, at the rate 1 / (n + 1) it can vouch for, and with fewer than 19 there is none.
 
-Contents: `Null`; `Kin` and `unrelated`; `fit_nulls`; `measured_nulls`, which compares images.
+A sampler's pictures need not be as far from training images as those are from each other, so the
+same is asked of generated pictures and images unrelated to their prompt, recipe by recipe::
 
-Source: Vovk et al. 2005 (the order statistic); the threshold on pairs: ours.
+    excess      S[i, r] - max(0, a_i - a)     a_i the median of sample i's row, a that of images
+    threshold   the upper 95 % limit of the (1 - rate) quantile, images being drawn anew
+
+The pairs of one image are not independent, hence the images are what is drawn. A pair beyond the
+closest two training images is taken for a copy, of which a null must know nothing, and left out.
+
+Contents: `Null`; `Kin` and `unrelated`; `fit_nulls`; `measured_nulls`, which compares training
+images; `generated_pairs` and `generated_null`, of what a recipe made.
+
+Source: Vovk et al. 2005 (the order statistic); Efron 1979 (the limit); the rest: ours.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from mnemoscope.data.images import fit
-from mnemoscope.similarity import Reference, Similarity
+from mnemoscope.similarity import Index, Reference
 
 RATE = 1e-3
 """Share of unrelated pairs that may pass for a match."""
@@ -37,10 +48,16 @@ FEWEST_IMAGES = math.ceil((1 + math.sqrt(1 + 8 * FEWEST_PAIRS)) / 2)
 """Training images that have as many pairs, if none are related."""
 MOST = 2000
 """Training images that a null is fitted on, evenly over the list: 2 million pairs, 0.1 GB."""
+MOST_SAMPLES = 512
+"""Samples of a recipe that a null is fitted on, evenly over the run."""
+DRAWS = 400
+"""Resamples of images behind the upper limit of a threshold."""
 BLOCK = 64
 """Training images that are compared at a time, as if each had been generated."""
 
-Relation = Literal["own", "nearest"]
+Pictures = Float[Tensor, "sample 3 height width"]
+
+Relation = Literal["own", "nearest", "generated"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Null:
 
     Attributes:
         measure: The measure, preset included.
-        relation: "own" for single pairs, "nearest" for the nearest unrelated image of each.
+        relation: "own" for pairs of training images, "nearest" for the nearest unrelated image of
+            each, "generated" for samples and images unrelated to them.
         n: Number of pairs.
         q50: Median; NaN where there are no pairs, as for the other quantiles.
         q95: 95 % quantile.
@@ -60,6 +78,9 @@ class Null:
         rate: Share of unrelated pairs that may exceed it; NaN where withheld.
         method: "order statistic", "maximum" (too few pairs for the rate asked) or "withheld".
         reason: Why the method is not the order statistic; empty otherwise.
+        recipe: Recipe of the samples; None where there are none.
+        typical: Median over images of their median similarity to unrelated ones; NaN unknown.
+        copies: Pairs left out as copies.
     """
 
     measure: str
@@ -72,8 +93,11 @@ class Null:
     max: float
     threshold: float
     rate: float
-    method: Literal["order statistic", "maximum", "withheld"]
+    method: Literal["order statistic", "maximum", "withheld", "upper limit"]
     reason: str = ""
+    recipe: str | None = None
+    typical: float = math.nan
+    copies: int = 0
 
     @classmethod
     def fit(
@@ -190,8 +214,10 @@ def fit_nulls(
     once = np.array_equal(usable, usable.T)
     pairs = values[np.triu(usable, 1) if once else usable]
     closest = _nearest(values, usable) if nearest is None else nearest
+    middles = [np.median(row[use]) for row, use in zip(values, usable, strict=True) if use.any()]
+    typical = float(np.median(middles)) if middles else math.nan
     return (
-        Null.fit(measure, pairs, rate=rate),
+        replace(Null.fit(measure, pairs, rate=rate), typical=typical),
         Null.fit(measure, closest, relation="nearest", rate=rate),
     )
 
@@ -203,7 +229,7 @@ def _nearest(
 
 
 def measured_nulls(
-    similarity: Similarity,
+    index: Index,
     references: Sequence[Reference],
     kin: Sequence[Kin],
     size: tuple[int, int],
@@ -217,8 +243,8 @@ def measured_nulls(
     still held against all.
 
     Args:
-        similarity: The measure.
-        references: The training images, read as they are taken.
+        index: The training images, ready to be compared with.
+        references: The same, read as they are taken.
         kin: What is known of each.
         size: Height and width of a sample.
         measure: Name the nulls are filed under.
@@ -229,7 +255,6 @@ def measured_nulls(
     """
     count = len(references)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(np.intp))
-    index = similarity.index(references)
     values, apart = np.empty((len(chosen), len(chosen))), np.empty((len(chosen),) * 2, dtype=bool)
     nearest = np.empty(len(chosen))
     for start in range(0, len(chosen), BLOCK):
@@ -240,3 +265,84 @@ def measured_nulls(
         nearest[rows] = _nearest(found, away & np.isfinite(found))
         values[rows], apart[rows] = found[:, chosen], away[:, chosen]
     return fit_nulls(measure, values, apart, nearest=nearest, rate=rate)
+
+
+def generated_pairs(
+    index: Index,
+    prompt_ids: Sequence[str],
+    pixels: Callable[[range], Pictures],
+    kin: Sequence[Kin],
+    templates: Collection[str],
+) -> Float[np.ndarray, "sample reference"]:
+    """Compare generated pictures with training images that have nothing to do with their prompt.
+
+    Args:
+        index: The training images, ready to be compared with.
+        prompt_ids: Prompt of each picture.
+        pixels: Gives some of the pictures.
+        kin: What is known of each training image.
+        templates: Prompts whose image shows a template.
+
+    Returns:
+        Similarities; NaN where a pair is related, or cannot be compared.
+    """
+    values = np.full((len(prompt_ids), len(kin)), np.nan)
+    template = np.array([one.template for one in kin], dtype=bool)
+    for start in range(0, len(prompt_ids), BLOCK):
+        rows = range(start, min(start + BLOCK, len(prompt_ids)))
+        values[rows.start : rows.stop] = index.compare(pixels(rows)).numpy()
+    for row, prompt in enumerate(prompt_ids):
+        related = np.array([prompt in one.prompt_ids for one in kin], dtype=bool)
+        values[row, related | (template & (prompt in templates))] = np.nan
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def generated_null(
+    values: Float[np.ndarray, "sample reference"],
+    trained: Null,
+    recipe: str | None,
+    *,
+    rate: float = RATE,
+    seed: int = 0,
+) -> Null:
+    """Fit the threshold of a recipe's samples.
+
+    Args:
+        values: Similarities of samples to unrelated training images; NaN where there is none.
+        trained: The null of pairs of training images, by the same measure.
+        recipe: The recipe.
+        rate: Share of unrelated pairs that may exceed the threshold.
+        seed: Seed of the resampling.
+
+    Source: ours; upper limit by a bootstrap over images (Efron 1979).
+    """
+    held = np.isfinite(values).any(axis=1)
+    rows = values[held]
+    beyond = np.nanmedian(rows, axis=1, keepdims=True) - trained.typical if len(rows) else 0.0
+    excess = rows - np.maximum(np.nan_to_num(beyond), 0)
+    known = np.isfinite(excess)
+    copied = known & (excess > trained.max)
+    excess = np.where(known & ~copied, excess, np.nan)
+    fitted = Null.fit(trained.measure, excess.ravel(), relation="generated", rate=rate)
+    made = replace(fitted, recipe=recipe, copies=int(copied.sum()))
+    if made.method != "order statistic":
+        return made
+    limit = _upper_limit(excess, rate, seed)
+    return replace(made, threshold=max(made.threshold, limit), method="upper limit")
+
+
+def _upper_limit(excess: Float[np.ndarray, "sample reference"], rate: float, seed: int) -> float:
+    """Return the 95 % upper limit of the (1 - rate) quantile, images being drawn anew."""
+    images = np.broadcast_to(np.arange(excess.shape[1]), excess.shape)
+    known = np.isfinite(excess)
+    pairs = known.sum(axis=0)
+    # Only the tail can hold the quantile: twenty times the rate reaches it in any likely resample.
+    kept = min(int(known.sum()), math.ceil(20 * rate * known.sum()) + 1)
+    flat, whose = excess[known], images[known]
+    tail = np.argsort(-flat)[:kept]
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=DRAWS)
+    allowed = rate * (drawn @ pairs)
+    above = np.cumsum(drawn[:, whose[tail]], axis=1)
+    at = np.minimum((above <= allowed[:, None]).sum(axis=1), kept - 1)
+    return float(np.quantile(flat[tail][at], 0.95))

@@ -6,9 +6,10 @@ Formulas, for a prompt under one recipe, by one similarity measure::
                     and those above that of the masked measure, by which a template counts
     memorized       share >= cut
     not memorized   share < cut, or there is no image of its own and no other image matched
+    elsewhere       not memorized, and at least the cut of the samples copy another training image
     not judged      neither can be told: too few unrelated images for a threshold, or no sample
 
-A prompt that is not memorized and of which a sample copies *another* training image is left out
+A prompt that is not memorized and of which any sample copies *another* training image is left out
 where scores are judged: a detector that flags it would be right, so it counts neither way.
 
 Contents: `Judgement` and `judge`; `Truth`, `truth_of` and `require_both`, what scores are held to.
@@ -18,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -30,6 +31,8 @@ from mnemoscope.severity.null import FEWEST_IMAGES
 MEMORIZED_SHARE = 0.5
 """Share of a prompt's samples above threshold from which on it counts as memorized."""
 
+State = Literal["memorized", "copies another image", "not memorized", "not judged"]
+
 Row = Mapping[str, Any]
 
 
@@ -40,19 +43,38 @@ class Judgement:
     Attributes:
         memorized: Whether it is; None where that cannot be told.
         share: Share of samples that give its image back; NaN where that cannot be told.
-        elsewhere: Whether a sample copies another training image, and none its own.
+        elsewhere: Whether it is not memorized and gives another training image back.
         severity: Mean severity; NaN where it has no image of its own.
+        share_elsewhere: Share of samples that give another image back; NaN where unknown.
+        share_clear: Share that are nearer to its image than any unrelated pair; NaN where unknown.
     """
 
     memorized: bool | None
     share: float
     elsewhere: bool
     severity: float
+    share_elsewhere: float = math.nan
+    share_clear: float = math.nan
 
     @property
     def counts(self) -> bool:
         """Return whether scores are judged by it."""
-        return self.memorized is True or (math.isfinite(self.share) and not self.elsewhere)
+        strays = self.elsewhere or self.share_elsewhere > 0
+        return self.memorized is True or (math.isfinite(self.share) and not strays)
+
+    @property
+    def borderline(self) -> bool:
+        """Return whether it counts as memorized by samples no nearer than some unrelated pair."""
+        return self.memorized is True and self.share_clear < MEMORIZED_SHARE
+
+    @property
+    def state(self) -> State:
+        """Return what is known of it in a word."""
+        if self.elsewhere:
+            return "copies another image"
+        if self.memorized is None:
+            return "not judged"
+        return "memorized" if self.memorized else "not memorized"
 
 
 NOT_JUDGED = Judgement(None, math.nan, False, math.nan)
@@ -87,8 +109,17 @@ def judge(
         share = max((_number(row["share"]) for row in by.values()), key=_or_least)
         grade = own.get("grade")
         memorized = None if math.isnan(share) and grade != "none" else _or_least(share) >= cut
-        elsewhere = grade == "retrieved verbatim"
-        found[prompt] = Judgement(memorized, share, elsewhere, _number(own.get("mean")))
+        astray = _number(own.get("share_elsewhere"))
+        # Runs of earlier schemas say it by the grade alone.
+        elsewhere = grade == "retrieved verbatim" if math.isnan(astray) else astray >= cut
+        found[prompt] = Judgement(
+            memorized,
+            share,
+            elsewhere and memorized is not True,
+            _number(own.get("mean")),
+            astray,
+            _number(own.get("share_clear")),
+        )
     return found
 
 

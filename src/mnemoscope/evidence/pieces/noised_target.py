@@ -78,7 +78,7 @@ class NoisedTarget(Piece[Noised]):
                 sitting.cond.take(prompts),
                 bank.blank(len(rows)),
             )
-            gram = Gram.of(tape, final=bank.final, target=target.flatten(1), mean=None)
+            gram = Gram.of(tape, final=bank.final, target=target.flatten(1), mean=None, other=None)
             whole[rows] = gram.products
         level = Level(
             *(torch.stack(v).double().cpu() for v in zip(*(p.level for p in points), strict=True))

@@ -99,7 +99,10 @@ class Probed(Piece[Probes]):
                 return None
             kept = tuple(key for key, fine in zip(here, finite.tolist(), strict=True) if fine)
             target = sitting.targets[[p for p, _ in kept]]
-            gram = Gram.of(tape.take(finite), final=bank.final, target=target, mean=bank.mean)
+            other = sitting.others[[p for p, _ in kept]]
+            gram = Gram.of(
+                tape.take(finite), final=bank.final, target=target, mean=bank.mean, other=other
+            )
             return kept, gram
 
         found = [part for _, part in batched(able, bank.batch, probe)]

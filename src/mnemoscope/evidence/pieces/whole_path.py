@@ -9,7 +9,10 @@ from mnemoscope.evidence.sitting import Sitting
 
 @dataclass(frozen=True)
 class WholePath(Piece[Gram]):
-    """The record of the samples that are ok, "target" the training image, "mean" the bank's."""
+    """The record of the samples that are ok.
+
+    "target" is the training image, "mean" the bank's, "other" the image of another prompt.
+    """
 
     @property
     def calls(self) -> int | None:
@@ -26,4 +29,5 @@ class WholePath(Piece[Gram]):
             final=sitting.bank.final,
             target=sitting.targets[prompts],
             mean=sitting.bank.mean,
+            other=sitting.others[prompts],
         )

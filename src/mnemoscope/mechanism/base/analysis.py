@@ -4,6 +4,7 @@ Contents: `Analysis`, which a file of the package subclasses to be found, and th
 by which analyses summarise, judge and word what they measure.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from mnemoscope.core.panels import CurvePanel, Series
-from mnemoscope.core.stats import Estimate
+from mnemoscope.core.stats import Contrast, Estimate
 from mnemoscope.errors import NeedsError
 from mnemoscope.mechanism.base.finding import Check, Curve, Finding, Measured
 from mnemoscope.mechanism.base.record import (
@@ -25,6 +26,9 @@ from mnemoscope.mechanism.base.record import (
     Trace,
     quantiles,
 )
+
+ABSENT = re.compile(r"\bnan\b")
+"""What a number that does not exist is written as, and no reader should see."""
 
 
 class Analysis(ABC):
@@ -39,6 +43,8 @@ class Analysis(ABC):
         expected: What the founding paper leads one to expect.
         claims: The expectations it checks, each with its criterion.
         guided: Index of each claim that presupposes guidance and says nothing at g = 1.
+        evidence: Index of each claim that has to beat its null; the others are sanity checks, true
+            of any sound model.
     """
 
     name: ClassVar[str]
@@ -49,6 +55,7 @@ class Analysis(ABC):
     expected: ClassVar[str]
     claims: ClassVar[tuple[str, ...]]
     guided: ClassVar[tuple[int, ...]] = ()
+    evidence: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
     def measure(self, record: Record) -> Measured:
@@ -99,7 +106,47 @@ class Analysis(ABC):
         """
         if holds is None and not reason:
             reason = f"fewer than {FEWEST} prompts of a group have the quantity"
-        return Check(self.name, self.claims[claim], measured, holds, reason)
+        if claim in self.evidence and holds is not None:
+            holds, reason = None, "evidence without a null is none"
+        if ABSENT.search(measured):
+            measured = "not measured"
+        kind = "evidence" if claim in self.evidence else "sanity"
+        return Check(self.name, self.claims[claim], measured, holds, reason, kind)
+
+    def weigh(
+        self, claim: int, measured: str, met: bool | None, contrast: Contrast, sign: int = 1
+    ) -> Check:
+        """Hold a claim of the evidence against a measurement and its null.
+
+        Args:
+            claim: Which.
+            measured: What was found, in words.
+            met: Whether the criterion is met.
+            contrast: The statistic of the claim beside its null.
+            sign: 1 where the statistic should exceed the null, -1 where it should be below.
+
+        Source: ours.
+        """
+        beats = contrast.beats(sign)
+        holds = None if beats is None or met is None else met and beats
+        value, null, difference = contrast.value, contrast.null, contrast.difference
+        reason = ""
+        if holds is None:
+            lacking = difference.reason or null.reason or value.reason
+            reason = lacking or f"fewer than {FEWEST} prompts of a group have the quantity"
+        if beats is False and met is not None:
+            measured += f"; does not beat its null ({contrast.kind})"
+        return replace(
+            self.check(claim, measured, None, reason or "-"),
+            holds=holds,
+            reason=reason,
+            null_kind=contrast.kind,
+            **{"value": value.value, "low": value.low, "high": value.high},
+            **{"null": null.value, "null_low": null.low, "null_high": null.high},
+            difference=difference.value,
+            difference_low=difference.low,
+            difference_high=difference.high,
+        )
 
     def curves(self, record: Record, *traces: Trace) -> tuple[Curve, ...]:
         """Summarise traces over each group that has values.
@@ -213,6 +260,8 @@ def in_words(estimate: Estimate) -> str:
 
     Source: ours.
     """
+    if not np.isfinite(estimate.value):
+        return f"not measured, n = {estimate.n}"
     interval = "no interval"
     if np.isfinite(estimate.low):
         interval = f"95 % interval {estimate.low:.2f} to {estimate.high:.2f}"

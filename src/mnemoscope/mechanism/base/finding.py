@@ -1,11 +1,12 @@
 """A finding is a question with its answer: panels, statistics, curves and checks, all plain data.
 
-Contents: `Statistic`, `Curve` and `Check`, the rows of tables; `Measured`, what an analysis found;
-`Finding`, that beside its question.
+Contents: `Statistic`, `Curve` and `Check` of a `Kind`, the rows of tables; `Measured`, what an
+analysis found; `Finding`, that beside its question.
 """
 
 from dataclasses import dataclass
 from math import nan
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -81,6 +82,10 @@ class Curve:
     n: int
 
 
+Kind = Literal["evidence", "sanity"]
+"""Evidence of memorization has to beat its null; a sanity check holds for any sound model."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One expectation of the founding paper, held against the run.
@@ -89,8 +94,14 @@ class Check:
         analysis: Who checks it.
         claim: The expectation, with the numeric criterion that was fixed beforehand.
         measured: What was found.
-        holds: Whether the criterion is met; None where that cannot be told.
+        holds: Whether the criterion is met, and for evidence the null beaten; None where that
+            cannot be told.
         reason: Why it cannot be told; empty where it can.
+        kind: What it is worth.
+        null_kind: What the null is; empty for a sanity check.
+        value: Statistic of the claim, with its 95 % interval in `low` and `high`.
+        null: The same under the null, with `null_low` and `null_high`.
+        difference: The one less the other, with `difference_low` and `difference_high`.
     """
 
     analysis: str
@@ -98,6 +109,17 @@ class Check:
     measured: str
     holds: bool | None
     reason: str = ""
+    kind: Kind = "sanity"
+    null_kind: str = ""
+    value: float = nan
+    low: float = nan
+    high: float = nan
+    null: float = nan
+    null_low: float = nan
+    null_high: float = nan
+    difference: float = nan
+    difference_low: float = nan
+    difference_high: float = nan
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ Contents: `Record` with `Samples`, `Convergence` and `Exact`; `Trace`, a quantit
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import nan
 from typing import Literal, SupportsInt
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mnemoscope.core.gram import Gram
@@ -37,6 +38,11 @@ not be judged."""
 
 FEWEST = 3
 """Fewest prompts whose median a check relies on."""
+
+Ratings = Mapping[tuple[str, int], float]
+"""Similarity of each sample, by prompt and seed, to a training image."""
+
+NO_OTHER = "the run set no other image beside each prompt's own, so it has no null"
 
 PATH_GUIDANCE = 7.5
 """Guidance scale the figures show where a run has several; Stable Diffusion's default."""
@@ -88,6 +94,18 @@ class Samples:
         Source: ours; see `Gram.states`.
         """
         return replace(self, gram=self.gram.states(), calls=self.calls + 1)
+
+    def where(self, keep: Bool[np.ndarray, " sample"]) -> "Samples":
+        """Return some of the samples.
+
+        Source: ours.
+        """
+        return replace(
+            self,
+            gram=self.gram.select(torch.from_numpy(keep)),
+            prompts=self.prompts[keep],
+            seeds=self.seeds[keep],
+        )
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,12 @@ class Record:
         convergence: By guidance scale, spread across seeds.
         exact: Path of the exact unguided predictor; None where unknown.
         stochastic: Whether the sampler injects noise of its own.
+        tokens: Length of each caption.
+        swaps: The prompt whose image stands in the vector "other" of each prompt's samples.
+        rated: By guidance scale, similarity of each sample to its prompt's own image.
+        rated_other: Likewise to the other one.
+        decided: Groups as the seeds with even numbers alone decide them; None where `groups` do not
+            rest on the samples.
     """
 
     samples: Mapping[tuple[Law, float | None], Samples]
@@ -185,6 +209,73 @@ class Record:
     convergence: Mapping[float, Convergence] = field(default_factory=dict[float, Convergence])
     exact: Exact | None = None
     stochastic: bool = False
+    tokens: Mapping[str, float] = field(default_factory=dict[str, float])
+    swaps: Mapping[str, str] = field(default_factory=dict[str, str])
+    rated: Mapping[float, Ratings] = field(default_factory=dict[float, Ratings])
+    rated_other: Mapping[float, Ratings] = field(default_factory=dict[float, Ratings])
+    decided: Mapping[str, frozenset[str]] | None = None
+
+    @cached_property
+    def apart(self) -> "Record":
+        """Return the record in which no sample both chose its prompt's group and is measured.
+
+        Groups are those decided on the seeds with even numbers, samples and severity those of odd
+        ones. A record that was not split is returned as it is.
+
+        Source: ours.
+        """
+        if self.decided is None:
+            return self
+        if not any((found.seeds % 2 == 1).any() for found in self.samples.values()):
+            # With one seed a prompt nothing is left to measure by.
+            return replace(self, groups={}, decided=None)
+        return replace(self.half(1), groups=self.decided)
+
+    def half(self, parity: int) -> "Record":
+        """Return the record of the seeds with odd (1) or even (0) numbers.
+
+        Spread across seeds stays that of all of them, for it was reduced over them.
+
+        Source: ours.
+        """
+        samples = {
+            key: found.where(found.seeds % 2 == parity) for key, found in self.samples.items()
+        }
+        rated, other = (
+            {g: {k: v for k, v in one.items() if k[1] % 2 == parity} for g, one in whole.items()}
+            for whole in (self.rated, self.rated_other)
+        )
+        return replace(
+            self,
+            samples=samples,
+            rated=rated,
+            rated_other=other,
+            severity={g: averaged(one) for g, one in rated.items()} or self.severity,
+            decided=None,
+        )
+
+    @cached_property
+    def swapped(self) -> "Record":
+        """Return the record in which every prompt is judged with another prompt's image.
+
+        Raises:
+            NeedsError: If the run did not set another image beside the target.
+
+        Source: ours.
+        """
+        if not self.swaps:
+            raise NeedsError(NO_OTHER)
+        samples = {
+            key: replace(found, gram=found.gram.exchanged("target", "other"))
+            for key, found in self.samples.items()
+        }
+        return replace(
+            self,
+            samples=samples,
+            severity={g: averaged(one) for g, one in self.rated_other.items()},
+            rated=self.rated_other,
+            rated_other=self.rated,
+        )
 
     @property
     def guidances(self) -> tuple[float, ...]:
@@ -290,9 +381,12 @@ def quantiles(
     Source: ours.
     """
     result = np.full((len(shares), values.shape[1]), np.nan)
-    for call, column in enumerate(values.T):
-        finite = column[np.isfinite(column)]
-        if len(finite) >= fewest:
+    whole = np.isfinite(values).all(axis=0) & (len(values) >= max(fewest, 1))
+    if whole.any():
+        result[:, whole] = np.quantile(values[:, whole], list(shares), axis=0)
+    for call in np.flatnonzero(~whole):
+        finite = values[np.isfinite(values[:, call]), call]
+        if len(finite) >= max(fewest, 1):
             result[:, call] = np.quantile(finite, list(shares))
     return result
 
@@ -307,9 +401,15 @@ def with_target(samples: Samples) -> Samples:
     if not has.any():
         raise NeedsError("no prompt of the run has a training image; give one in the prompt file")
     keep = has.numpy()
-    return replace(
-        samples,
-        gram=samples.gram.select(has),
-        prompts=samples.prompts[keep],
-        seeds=samples.seeds[keep],
-    )
+    return samples.where(keep)
+
+
+def averaged(ratings: Ratings) -> dict[str, float]:
+    """Return the mean of each prompt's samples.
+
+    Source: ours.
+    """
+    found: dict[str, list[float]] = {}
+    for (prompt, _), value in ratings.items():
+        found.setdefault(prompt, []).append(value)
+    return {prompt: float(np.mean(values)) for prompt, values in found.items()}
