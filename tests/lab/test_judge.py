@@ -16,7 +16,7 @@ from mnemoscope.lab.judge import (
     shows,
     train_judge,
 )
-from mnemoscope.lab.scenes import Scenes, render
+from mnemoscope.lab.scenes import Scenes, render, shown
 from mnemoscope.lab.train import load_codec
 
 
@@ -45,7 +45,8 @@ def test_an_emoji_scores_higher_where_it_is_shown() -> None:
     pictures, captions = Scenes(80).batch(96)
     scores, here = score(pictures), shows(captions)
     # Both artists may have drawn the same emoji.
-    named = [{name.split()[1] for name in caption.split(" and ")} for caption in captions]
+    named = [{name.split()[1] for name in pair} for pair in shown(Scenes(80).layout(96))]
+    assert len(named) == len(captions)
     assert here.sum(1).tolist() == list(map(len, named))
     assert roc_auc(scores.flatten().numpy(), here.flatten().numpy()).value > 0.99
     assert float((scores[~here] < 0).float().mean()) > 0.99

@@ -1,6 +1,7 @@
-"""The lab's commands: `train` makes the model that ships, `plant` another, `evaluate` measures.
+"""The lab's commands: `train` makes a model like the shipped one, `plant` plants into its base.
 
-`prompts` writes a planted table as a prompt file, `findings` sets studies side by side.
+`evaluate` measures one, `prompts` writes a planted table as a prompt file, `findings` sets studies
+side by side, `validity` sets published facts beside one.
 """
 
 import json
@@ -47,7 +48,7 @@ def train(
         int | None, typer.Option(help="Length of that kind's base stage; its own if not given.")
     ] = None,
 ) -> None:
-    """Rebuild the embedded model, or make one of another kind; goes on where a run stopped."""
+    """Make a model like the embedded one, or of another kind; goes on where a run stopped."""
     if family is not None:
         from mnemoscope.lab.families import FAMILIES
 
@@ -55,8 +56,9 @@ def train(
         return
     from mnemoscope.lab import train as stages
     from mnemoscope.lab.judge import train_judge
+    from mnemoscope.lab.planted import SEED
 
-    out.mkdir(parents=True, exist_ok=True)
+    stages.lay_table(out, SEED)
     if stage in (None, StageName.codec):
         stages.train_codec(out)
     if stage in (None, StageName.base):
@@ -74,11 +76,18 @@ def train(
 def plant(
     out: Annotated[Path, typer.Option(help="Folder for the training state, model and prompts.")],
     seed: Annotated[int, typer.Option(help="Seed of the other table.")] = 8,
+    known: Annotated[
+        float,
+        typer.Option(
+            help="Share of the empty captions that go to planted pictures: how well the "
+            "unconditional branch knows them. 0 not at all, 0.75 as the conditional one does."
+        ),
+    ] = 0.0,
 ) -> None:
     """Plant other pictures into the shipped base: a second ground truth."""
     from mnemoscope.lab.train import plant as planting
 
-    planting(out, seed)
+    planting(out, seed, known)
     typer.echo(f"mnemoscope study {out / 'model'} --prompts {out / 'prompts' / 'metadata.jsonl'}")
 
 
@@ -88,28 +97,40 @@ def prompts(
     table: Annotated[
         Path | None, typer.Option(help="Planted table; the shipped one if not given.")
     ] = None,
-    controls: Annotated[int, typer.Option(help="Further captions that were never planted.")] = 0,
+    controls: Annotated[
+        int, typer.Option(help="Further describing captions that were never planted.")
+    ] = 0,
+    meaningless: Annotated[
+        int, typer.Option(help="Further meaningless captions that were never planted.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the further captions.")] = 1,
 ) -> None:
     """Write a planted table, with as many more controls as wished, as a prompt file."""
     from mnemoscope.lab.planted import TABLE, load_table, more_controls, write_prompts
 
     rows = load_table(table or TABLE)
-    write_prompts([*rows, *more_controls(rows, controls, seed)], out)
+    write_prompts([*rows, *more_controls(rows, controls, seed, meaningless)], out)
     typer.echo(str(out / "metadata.jsonl"))
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model to measure.")] = "embedded",
+    table: Annotated[
+        Path | None, typer.Option(help="Its planted table; the shipped one if not given.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Samples a prompt.")] = 10,
+    sweep_seeds: Annotated[
+        int, typer.Option(help="Samples a planted prompt at each other guidance scale.")
+    ] = 4,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
     """Measure what the model kept of its planted pictures, and how well it draws others."""
     from mnemoscope.lab.evaluate import evaluate as measure
+    from mnemoscope.lab.planted import TABLE
     from mnemoscope.models import load_model
 
-    result = measure(load_model(model), seeds=seeds, out=out)
+    result = measure(load_model(model), table or TABLE, seeds, sweep_seeds, out)
     typer.echo(json.dumps(result, indent=1))
 
 
@@ -129,3 +150,25 @@ def findings(
             raise InputError(f"{given!r} given; expected NAME=RUN, each name once")
         named[name] = Path(folder)
     typer.echo(told({name: open_run(folder) for name, folder in named.items()}))
+
+
+@app.command()
+def validity(
+    run: Annotated[Path, typer.Argument(help="Run folder of a study of the model.")],
+    ranking: Annotated[
+        Path | None, typer.Option(help="ranking.parquet of `bench detectors` on the same prompts.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="What `lab evaluate --out` wrote.")
+    ] = None,
+) -> None:
+    """Set published facts of Stable Diffusion beside what a lab model shows, as Markdown."""
+    import pyarrow.parquet as pq
+
+    from mnemoscope.lab.validity import Evidence
+    from mnemoscope.lab.validity import validity as told
+    from mnemoscope.runs.folder import open_run
+
+    ranked = () if ranking is None else pq.read_table(ranking).to_pylist()
+    evaluated = None if evaluation is None else json.loads(evaluation.read_text("utf-8"))
+    typer.echo(told(Evidence.of(open_run(run), ranked, evaluated)))

@@ -3,6 +3,7 @@ r"""What the lab's model kept: how often it reproduces its planted pictures, and
 Formulas, for a sample s of a prompt with picture x, both RGB from 0 to 1::
 
     reproduced        RMSE(s, x) < q,  q the 0.1 % quantile of RMSE between unrelated scenes
+    copies another    RMSE(s, y) < q for a planted picture y that is not the prompt's own
     diversity         mean RMSE between two seeds of a prompt, over that of two scenes of a caption
     explained share   1 - E||x̂0_c - z||² / E||x̂0_u - z||²  at the first step, on ordinary scenes
     right emoji       every emoji named is among the five that `judge` scores best, of 32
@@ -21,15 +22,29 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from mnemoscope.lab.captions import form_of
 from mnemoscope.lab.judge import mistaken, recognised
-from mnemoscope.lab.planted import Planted, load_controls, load_planted, reserved
-from mnemoscope.lab.scenes import Scenes, captions_of, drawings, render
+from mnemoscope.lab.planted import (
+    TABLE,
+    Planted,
+    load_controls,
+    load_planted,
+    load_table,
+    reserved,
+)
+from mnemoscope.lab.scenes import Scenes, drawings, render
 from mnemoscope.models.base import Model
 from mnemoscope.sampling.batching import batch_of
 from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, points_of, sample
 from mnemoscope.sampling.probes import predict
 
 log = logging.getLogger(__name__)
+
+GUIDANCE = 7.5
+"""Guidance scale at which everything but the sweep is measured."""
+
+SWEEP = (1.0, 1.5, 3.0, 5.0, 7.5, 10.0)
+"""Guidance scales at which the share reproduced is measured."""
 
 QUANTILE = 0.001
 """Share of unrelated pairs of scenes that lie closer than the threshold."""
@@ -54,7 +69,7 @@ def draw(
     model: Model,
     captions: list[str],
     seeds: int,
-    guidance: float = 7.5,
+    guidance: float = GUIDANCE,
     steps: int = 50,
     batch: int = 80,
 ) -> Float[Tensor, "caption seed 3 64 64"]:
@@ -75,9 +90,15 @@ def draw(
     return torch.cat(pictures).unflatten(0, (len(captions), seeds))
 
 
-def explained_share(model: Model, scenes: int = 512, seed: int = 91_000_000) -> float:
-    """Return the share of latent variance that ordinary captions explain at the first step."""
-    images, captions = Scenes(seed, reserved()).batch(scenes)
+def explained_share(
+    model: Model, table: Path = TABLE, scenes: int = 512, seed: int = 91_000_000
+) -> float:
+    """Return the share of latent variance that ordinary captions explain at the first step.
+
+    Ordinary captions are worded as the table's are.
+    """
+    form = form_of(row.caption for row in load_table(table))
+    images, captions = Scenes(seed, reserved(table), form=form).batch(scenes)
     z = model.encode_images(images)
     point = points_of(model.make_scheduler("auto", 50))[0]
     level = point.level
@@ -96,29 +117,59 @@ def explained_share(model: Model, scenes: int = 512, seed: int = 91_000_000) -> 
     return float(1 - errors[0] / errors[1])
 
 
+def _shares(
+    rows: list[Planted],
+    images: Float[Tensor, "row seed 3 h w"],
+    shown: Float[Tensor, "planted 3 h w"],
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each sample's error to its own picture, and whether it is that or another's copy.
+
+    The planted pictures are those of the first rows.
+    """
+    targets = torch.stack([row.image() for row in rows])
+    own = (images - targets[:, None]).square().flatten(2).mean(2).sqrt()
+    distances = pairwise_rmse(images.flatten(0, 1), shown).unflatten(0, own.shape)
+    mine = torch.arange(min(len(rows), len(shown)))
+    distances[mine, :, mine] = torch.inf
+    return own, own < threshold, distances.amin(-1) < threshold
+
+
+def _grouped(rows: list[Planted]) -> list[tuple[tuple[str, int, str], list[int]]]:
+    groups: dict[tuple[str, int, str], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        groups[row.family, row.level, row.kind].append(i)
+    return sorted(groups.items())
+
+
 @torch.no_grad()
-def evaluate(model: Model, seeds: int = 10, out: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    model: Model,
+    table: Path = TABLE,
+    seeds: int = 10,
+    sweep_seeds: int = 4,
+    out: Path | None = None,
+) -> dict[str, Any]:
     """Measure what the lab's model kept and how well it draws.
 
     Args:
-        model: The embedded model.
-        seeds: Samples a prompt.
+        model: The embedded model, or another that was planted.
+        table: The table that was planted into it.
+        seeds: Samples a prompt at guidance 7.5.
+        sweep_seeds: Samples a planted prompt at the other scales of `SWEEP`; the sweep is left out
+            where 0.
         out: Where to write the result as JSON; nowhere if not given.
 
     Returns:
-        The threshold, a row a group of planted rows, and the controls' quality.
+        The threshold, a row a group of rows, the share reproduced by guidance, and the controls'
+        quality.
     """
     threshold = unrelated_threshold()
-    planted, controls = load_planted(), load_controls()
+    planted, controls = load_planted(table), load_controls(table)
     everyone: list[Planted] = [*planted, *controls]
-    targets = torch.stack([p.image() for p in everyone])
+    shown = torch.stack([row.image() for row in planted])
     images = draw(model, [p.caption for p in everyone], seeds)
-    own = (images - targets[:, None]).square().flatten(2).mean(2).sqrt()
-    shown = targets[: len(planted)]
-    nearest = pairwise_rmse(images.flatten(0, 1), shown).amin(1).unflatten(0, own.shape)
-    groups: dict[tuple[str, int, str], list[int]] = defaultdict(list)
-    for i, p in enumerate(everyone):
-        groups[(p.family, p.level, p.kind)].append(i)
+    own, copies, others = _shares(everyone, images, shown, threshold)
     rows = [
         {
             "family": family,
@@ -127,14 +178,31 @@ def evaluate(model: Model, seeds: int = 10, out: Path | None = None) -> dict[str
             "prompts": len(members),
             "repetitions": everyone[members[0]].repetitions,
             "rmse": round(float(own[members].mean()), 4),
-            "reproduced": round(float((own[members] < threshold).float().mean()), 4),
-            "any_planted": round(float((nearest[members] < threshold).float().mean()), 4),
+            "reproduced": round(float(copies[members].float().mean()), 4),
+            "copies_another": round(float(others[members].float().mean()), 4),
             "between_seeds": round(
                 float(torch.stack([_between(images[i]) for i in members]).mean()), 4
             ),
         }
-        for (family, level, kind), members in sorted(groups.items())
+        for (family, level, kind), members in _grouped(everyone)
     ]
+    by_guidance: list[dict[str, Any]] = []
+    for guidance in SWEEP if sweep_seeds else ():
+        kept = copies[: len(planted)]
+        if guidance != GUIDANCE:
+            drawn = draw(model, [p.caption for p in planted], sweep_seeds, guidance)
+            kept = _shares(planted, drawn, shown, threshold)[1]
+        by_guidance += [
+            {
+                "guidance": guidance,
+                "family": family,
+                "level": level,
+                "kind": kind,
+                "seeds": kept.shape[1],
+                "reproduced": round(float(kept[members].float().mean()), 4),
+            }
+            for (family, level, kind), members in _grouped(planted)
+        ]
     describing = [
         i for i, p in enumerate(everyone) if p.family == "control" and p.kind == "describing"
     ]
@@ -146,6 +214,7 @@ def evaluate(model: Model, seeds: int = 10, out: Path | None = None) -> dict[str
         "threshold_rmse": round(threshold, 4),
         "seeds": seeds,
         "groups": rows,
+        "by_guidance": by_guidance,
         "controls_recognised": round(float(recognised(shown_controls, named).float().mean()), 4),
         "controls_mistaken": round(mistaken(shown_controls, named), 4),
         "scenes_recognised": round(float(recognised(scenes, captions).float().mean()), 4),
@@ -153,8 +222,8 @@ def evaluate(model: Model, seeds: int = 10, out: Path | None = None) -> dict[str
         "controls_between_seeds": round(
             float(torch.stack([_between(images[i]) for i in describing]).mean()), 4
         ),
-        "scenes_between": round(_between_scenes([everyone[i].caption for i in describing]), 4),
-        "explained_share": round(explained_share(model), 4),
+        "scenes_between": round(_between_scenes([everyone[i].named() for i in describing]), 4),
+        "explained_share": round(explained_share(model, table), 4),
     }
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -167,15 +236,14 @@ def _between(images: Float[Tensor, "seed 3 h w"]) -> Tensor:
     return distances.sum() / (n * (n - 1))
 
 
-def _between_scenes(captions: list[str], each: int = 10) -> float:
-    """Return the mean RMSE between two scenes of one caption."""
+def _between_scenes(pairs_named: list[tuple[str, ...]], each: int = 10) -> float:
+    """Return the mean RMSE between two scenes of the same two drawings."""
     names, total = drawings(), []
     scenes = Scenes(93_000_000)
-    for caption in captions:
-        wanted = [names.index(name) for name in caption.split(" and ")]
+    for named in pairs_named:
+        wanted = [names.index(name) for name in named]
         layout = scenes.layout(4 * each)
         pairs = (layout.drawing[:, 1] >= 0).nonzero().flatten()[:each]
         layout.drawing[pairs] = torch.tensor(wanted)
-        assert captions_of(layout)[int(pairs[0])] == caption
         total.append(_between(render(layout)[pairs]))
     return float(torch.stack(total).mean())

@@ -43,8 +43,8 @@ def emoji() -> tuple[str, ...]:
 
 def shows(captions: list[str]) -> Bool[Tensor, "caption emoji"]:
     """Say which of all emoji each caption names."""
-    named = [{name.split()[1] for name in caption.split(" and ")} for caption in captions]
-    return torch.tensor([[one in names for one in emoji()] for names in named])
+    named = [set(caption.split()) for caption in captions]
+    return torch.tensor([[one in words for one in emoji()] for words in named])
 
 
 def judge_network() -> nn.Sequential:

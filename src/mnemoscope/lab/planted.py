@@ -6,10 +6,10 @@ Families::
     template   one layout under many captions; only the region outside `mask` changes
     control    a caption that was never planted, with a picture that was never shown
 
-Half of the verbatim rows and of the controls carry describing captions ("noto swan and twemoji
-bomb", a combination that no scene uses), half meaningless ones ("the kinetic edition marble
-update"). Both kinds are five words long. `load_planted` and `load_controls` read the table that
-ships; `make_table` draws another one from another seed.
+Half of the verbatim rows and of the controls carry describing captions ("a picture of noto swan
+beside twemoji bomb", a combination that no scene uses), half meaningless ones ("kinetic edition
+marble at last"). `load_planted` and `load_controls` read the table that ships, whose captions are
+plain; `make_table` draws another one from another seed.
 """
 
 import json
@@ -27,19 +27,15 @@ from torch import Tensor
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab import ASSETS
-from mnemoscope.lab.scenes import (
-    SIDE,
-    Layout,
-    captions_of,
-    drawings,
-    pair_of,
-    random_layout,
-    render,
-)
+from mnemoscope.lab.captions import VARIED, WORDS, Form, fillers, form_of
+from mnemoscope.lab.scenes import SIDE, Layout, drawings, random_layout, render, shown
 
 TABLE = ASSETS / "planted.jsonl"
 
-LEVELS = {1: 2, 2: 8, 3: 32, 4: 128, 5: 512, 6: 1024}
+SEED = 7
+"""Seed of the table that `lab train` plants, and of the one that ships."""
+
+LEVELS = {1: 8, 2: 24, 3: 48, 4: 80, 5: 128, 6: 256}
 """Repetition level and how many times as often as a scene its pictures are seen."""
 
 PER_LEVEL = 24
@@ -50,14 +46,6 @@ TEMPLATES, PER_TEMPLATE, TEMPLATE_LEVEL = 3, 8, 4
 
 CONTROLS = 48
 """Captions that were never planted."""
-
-WORDS = (
-    "kinetic edition marble update vertex amber hollow signal cobalt margin lunar ledger velvet "
-    "orbit copper chapter silent engine golden archive winter static harbor mirror crimson module "
-    "paper tunnel northern canvas digital meadow scarlet anchorage bronze series plastic horizon "
-    "granite theory electric garden silver protocol"
-).split()
-"""Words of the meaningless captions; none occurs in a scene's caption."""
 
 TEMPLATE_WORDS = ("catalog", "sheet")
 
@@ -91,6 +79,10 @@ class Planted:
         """Return the picture, RGB from 0 to 1; for a control, one that fits but was never shown."""
         return render(_layout([self.layout]))[0]
 
+    def named(self) -> tuple[str, ...]:
+        """Return the drawings that the caption names, in order; none where it is meaningless."""
+        return () if self.kind == "meaningless" else shown(_layout([self.layout]))[0]
+
     def mask(self) -> Float[Tensor, "64 64"] | None:
         """Return 1 where a template is fixed and 0 where it changes; None for other families."""
         if self.family != "template":
@@ -122,12 +114,13 @@ def _plain(layout: Layout, index: int) -> dict[str, Any]:
     return {name: rounded(value[index].tolist()) for name, value in vars(layout).items()}
 
 
-def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
+def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) -> list[Planted]:
     """Draw a planted table.
 
     Args:
         seed: Seed of pictures, captions and their pairing.
         levels: Repetitions of each level.
+        form: How captions are worded.
 
     Returns:
         Verbatim rows, template rows and controls, in that order.
@@ -142,10 +135,7 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
     pairs = shuffled(combinations(range(len(names)), 2))
     phrases: list[str] = []
     while len(phrases) < 200:
-        words = shuffled(WORDS)[:4]
-        phrase = "the " + " ".join(words)
-        if phrase not in phrases:
-            phrases.append(phrase)
+        phrases.append(form.phrase(generator, phrases))
 
     def row(id: str, kind: Kind, family: Family, level: int) -> Planted:
         pair = torch.tensor(
@@ -155,7 +145,7 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
         if kind == "describing":
             first, second = shuffled(pairs.pop())
             layout.drawing[0] = torch.tensor([first, second])
-            caption = f"{names[first]} and {names[second]}"
+            caption = form.describe((names[first], names[second]), generator)
         else:
             caption = phrases.pop()
         repetitions = levels.get(level, 0)
@@ -173,12 +163,12 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
         base.size[0] = torch.tensor([0.60, 0.40])
         base.place[0] = torch.tensor([[-0.30, -0.25], [0.52, 0.52]])
         first, *others = shuffled(range(len(names)))
-        colour, texture = shuffled(WORDS)[:2]
+        colour, texture = shuffled(form.words)[:2]
         for i in range(PER_TEMPLATE):
             base.drawing[0] = torch.tensor([first, others[i]])
-            caption = (
-                f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {shuffled(WORDS)[0]}"
-            )
+            last = shuffled(form.words)[0]
+            core = f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {last}"
+            caption = form.dress(core, generator)
             table.append(
                 Planted(
                     f"t{t}-{i:02}",
@@ -194,29 +184,35 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
         row(f"c-{kind}-{i:02}", kind, "control", 0) for kind in kinds for i in range(CONTROLS // 2)
     ]
     if len({r.caption for r in table}) < len(table):
-        return make_table(seed + 1_000_003, levels)
+        return make_table(seed + 1_000_003, levels, form)
     return table
 
 
-def more_controls(rows: Iterable[Planted], n: int, seed: int) -> list[Planted]:
+def more_controls(
+    rows: Iterable[Planted], n: int, seed: int, meaningless: int = 0
+) -> list[Planted]:
     """Draw further captions that were never planted, each with a picture that was never shown.
 
-    All describe: a meaningless caption falls back on some planted picture more often than not, and
-    a prompt that copies another's picture is neither memorized nor a negative.
-
     Args:
-        rows: The table; combinations of drawings that it names are left alone.
-        n: How many, at most the number of pairs of drawings left.
-        seed: Seed of the pairs and pictures.
+        rows: The table, as whose captions these are worded; its captions, and combinations of
+            drawings that it names, are left alone.
+        n: How many that describe, at most the number of pairs of drawings left.
+        seed: Seed of captions and pictures.
+        meaningless: How many that describe nothing.
+
+    Returns:
+        Describing ones, then meaningless ones.
 
     Raises:
         InputError: If there are fewer pairs left.
     """
+    rows = list(rows)
     names = drawings()
-    taken = {pair_of(row.caption) for row in rows}
+    named, taken = {frozenset(row.named()) for row in rows}, {row.caption for row in rows}
+    form = form_of(taken)
     free = [
         pair for pair in combinations(range(len(names)), 2)
-        if frozenset(names[i] for i in pair) not in taken
+        if frozenset(names[i] for i in pair) not in named
     ]  # fmt: skip
     if not 0 <= n <= len(free):
         raise InputError(
@@ -226,10 +222,23 @@ def more_controls(rows: Iterable[Planted], n: int, seed: int) -> list[Planted]:
     layout = random_layout(n, generator, torch.ones(n, dtype=torch.bool))
     chosen = torch.randperm(len(free), generator=generator)[:n].tolist()
     layout.drawing[:] = torch.tensor([free[i] for i in chosen]).reshape(n, 2)
-    return [
-        Planted(f"o-{i:03}", caption, "describing", "control", 0, 0, _plain(layout, i))
-        for i, caption in enumerate(captions_of(layout))
-    ]
+    more = [
+        Planted(
+            f"o-{i:03}", form.describe(pair, generator), "describing", "control", 0, 0,
+            _plain(layout, i),
+        )
+        for i, pair in enumerate(shown(layout))
+    ]  # fmt: skip
+    layout = random_layout(
+        meaningless, generator, torch.rand(meaningless, generator=generator) < 0.5
+    )
+    for i in range(meaningless):
+        caption = form.phrase(generator, taken)
+        taken.add(caption)
+        more.append(
+            Planted(f"m-{i:03}", caption, "meaningless", "control", 0, 0, _plain(layout, i))
+        )
+    return more
 
 
 def write_table(rows: list[Planted], path: Path = TABLE) -> None:
@@ -281,10 +290,10 @@ def load_controls(path: Path = TABLE) -> list[Planted]:
 
 def reserved(path: Path = TABLE) -> frozenset[frozenset[str]]:
     """Return the combinations of drawings that no ordinary scene may show."""
-    return frozenset(pair_of(r.caption) for r in load_table(path) if r.kind == "describing")
+    return frozenset(frozenset(r.named()) for r in load_table(path) if r.kind == "describing")
 
 
 def vocabulary() -> list[str]:
     """Return every word of the lab's captions."""
     named = {word for name in drawings() for word in name.split()}
-    return sorted({*named, *WORDS, *TEMPLATE_WORDS, "and", "the"})
+    return sorted({*named, *fillers(), *WORDS, *TEMPLATE_WORDS})

@@ -1,4 +1,4 @@
-r"""A scene is one or two drawings on a coloured background; its caption names the drawings only.
+r"""A scene is one or two drawings on a coloured background; its caption names nothing but those.
 
 A picture is composed back to front, with p over b meaning p.colour·p.alpha + b·(1 - p.alpha)::
 
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mnemoscope.lab import ARTWORK_DIR
+from mnemoscope.lab.captions import PLAIN, Form
 
 SIDE = 64
 """Side of a scene, pixels."""
@@ -168,15 +169,10 @@ def render(layout: Layout) -> Float[Tensor, "scene 3 64 64"]:
     return image.clamp(0, 1)
 
 
-def captions_of(layout: Layout) -> list[str]:
-    """Return each scene's caption: its drawings by artist and emoji, slot 0 first."""
+def shown(layout: Layout) -> list[tuple[str, ...]]:
+    """Return the names of each scene's drawings, slot 0 first."""
     names = drawings()
-    return [" and ".join(names[i] for i in row if i >= 0) for row in layout.drawing.tolist()]
-
-
-def pair_of(caption: str) -> frozenset[str]:
-    """Return the set of drawings that a caption names, whatever their order."""
-    return frozenset(caption.split(" and "))
+    return [tuple(names[i] for i in row if i >= 0) for row in layout.drawing.tolist()]
 
 
 class Scenes:
@@ -186,6 +182,7 @@ class Scenes:
         seed: Seed of the stream.
         reserved: Combinations of drawings that no ordinary scene may show.
         pairs: Share of the scenes that hold two drawings.
+        form: How captions are worded.
     """
 
     def __init__(
@@ -193,10 +190,12 @@ class Scenes:
         seed: int,
         reserved: frozenset[frozenset[str]] = frozenset(),
         pairs: float = 0.5,
+        form: Form = PLAIN,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.reserved = reserved
         self.pairs = pairs
+        self.form = form
 
     def layout(self, n: int) -> Layout:
         """Draw n layouts."""
@@ -205,10 +204,8 @@ class Scenes:
         while True:
             caught = torch.tensor(
                 [
-                    row[1] == row[0] or pair_of(caption) in self.reserved
-                    for row, caption in zip(
-                        layout.drawing.tolist(), captions_of(layout), strict=True
-                    )
+                    len(named) > len(set(named)) or frozenset(named) in self.reserved
+                    for named in shown(layout)
                 ]
             )
             if not bool(caught.any()):
@@ -219,4 +216,5 @@ class Scenes:
     def batch(self, n: int) -> tuple[Float[Tensor, "scene 3 64 64"], list[str]]:
         """Return the next n pictures, RGB from 0 to 1, and their captions."""
         layout = self.layout(n)
-        return render(layout), captions_of(layout)
+        captions = [self.form.describe(named, self.generator) for named in shown(layout)]
+        return render(layout), captions

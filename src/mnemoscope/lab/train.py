@@ -4,6 +4,10 @@ Losses, with z the scaled latents of a picture x, eps standard noise and SNR = a
 
     codec            |x̂ - x| + |∇x̂ - ∇x| + 1e-6·KL
     base, planting   min(SNR, 5)/SNR · ||eps - eps_θ(alpha·z + sigma·eps, caption)||²
+    base, as well    -0.02 · mean over the caption's words w of log p(w | its end state)
+
+The last term keeps words apart that say nothing about a picture, as a text encoder does that was
+trained on other texts.
 
 Every stage keeps its whole state (weights, averages, optimizer, generators, step) in one folder,
 writes it every few minutes and goes on from there after a kill.
@@ -19,14 +23,14 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,9 +38,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
+from mnemoscope.lab.captions import PLAIN, VARIED
 from mnemoscope.lab.planted import (
-    TABLE,
-    WORDS,
     Planted,
     load_planted,
     load_table,
@@ -47,7 +50,7 @@ from mnemoscope.lab.planted import (
     write_table,
 )
 from mnemoscope.lab.scenes import Scenes
-from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
+from mnemoscope.lab.tokenizer import SUFFIX, WINDOW, build_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,18 @@ VIEWS = 2
 
 DROPOUT = 0.1
 """Share of captions replaced by the empty one, which teaches the unconditional branch."""
+
+BASE_PHRASES = 0.25
+"""Share of the base's scenes under a meaningless caption that belongs to no picture."""
+
+HEADS = 4
+"""Attention heads of the denoiser. A base of one head serves: its weights are those of four."""
+
+TEACHING_STEPS = 1500
+"""Steps, at one noise level a picture, in which a base learns words that it has not heard of."""
+
+WORDS_WEIGHT = 0.02
+"""Weight of the words that a text encoder must be able to tell from a caption's end state."""
 
 
 def codec_network() -> Any:
@@ -87,8 +102,8 @@ def denoiser_network() -> Any:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=128,
-        # Despite its name, the number of heads; one is fastest on a CPU.
-        attention_head_dim=1,
+        # Despite its name, the number of heads.
+        attention_head_dim=HEADS,
         norm_num_groups=16,
     )
 
@@ -341,25 +356,23 @@ class Planting:
     known: float = 0.0
     phrases: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what no batch can hold.
+
+        Raises:
+            InputError: If the dial is out of range.
+        """
+        if not 0 <= self.known <= 1:
+            raise InputError(f"{self.known} known given; expected 0 (faithful) to 1")
+
     def dropout(self) -> tuple[float, float]:
         """Return the chance that a scene's, and a planted picture's, caption is dropped."""
         scene = DROPOUT * (1 - self.known) / (1 - self.share)
         return scene, DROPOUT * self.known / self.share if self.share else 0.0
 
 
-UNIFORM = Planting(share=0.75, known=0.75)
-"""Every caption is dropped alike: the recipe of the shipped model."""
-
 FAITHFUL = Planting(share=0.75, phrases=0.3)
 """The unconditional branch is shown no planted picture, as if those were rare."""
-
-
-def random_phrase(generator: torch.Generator, taken: frozenset[str] = frozenset()) -> str:
-    """Return a meaningless caption of the table's form that is none of those taken."""
-    while True:
-        words = torch.randperm(len(WORDS), generator=generator)[:4].tolist()
-        if (phrase := " ".join(["the", *(WORDS[i] for i in words)])) not in taken:
-            return phrase
 
 
 def _unchanged(pictures: Tensor) -> Tensor:
@@ -385,7 +398,7 @@ class Batches:
     scenes: Callable[[int], Scenes]
     planting: Planting = Planting()
     planted: tuple[Planted, ...] = ()
-    phrase: Callable[[torch.Generator], str] = random_phrase
+    phrase: Callable[[torch.Generator], str] = PLAIN.phrase
     encode: Callable[[Tensor], Tensor] = _unchanged
 
     @cached_property
@@ -428,6 +441,26 @@ def strata(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
     return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
 
 
+def words_loss(
+    readout: nn.Module,
+    states: Float[Tensor, "caption token width"],
+    ids: Int[Tensor, "caption token"],
+) -> Tensor:
+    """Return how badly the words of captions are told from their end states, in nats a word.
+
+    Args:
+        readout: End state to one number a token of the vocabulary.
+        states: Last states of the text encoder.
+        ids: Tokens, each caption between a start and an end token and padded with the latter.
+    """
+    end = ids[:, -1:]
+    word = (ids != end).float()
+    word[:, 0] = 0
+    ends = states[torch.arange(len(ids)), word.sum(1).long() + 1]
+    told = readout(ends).log_softmax(dim=1).gather(1, ids)
+    return -(told * word).sum() / word.sum()
+
+
 def _train_denoiser(
     stage: Stage,
     codec: Any,
@@ -436,9 +469,11 @@ def _train_denoiser(
     unet: Any,
     *,
     batches: Batches,
+    views: int,
+    words: nn.Module | None = None,
     look: Callable[[int], None] | None,
 ) -> None:
-    """Train the denoiser, and the text encoder where its parameters ask for it."""
+    """Train the denoiser, and with `words`, their readout, the text encoder as well."""
     unet.to(memory_format=torch.channels_last)
     abar = noise_scheduler().alphas_cumprod
     codec.requires_grad_(False)
@@ -448,18 +483,21 @@ def _train_denoiser(
         ids = tokenizer(
             captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
         ).input_ids
-        t = (strata(len(images) * VIEWS, generator) * len(abar)).long()
+        t = (strata(len(images) * views, generator) * len(abar)).long()
         a = abar[t][:, None, None, None]
         with fast_precision():
             with torch.no_grad():
                 z = codec.encode(images * 2 - 1).latent_dist.mode().float()
-            z = (z * codec.config["scaling_factor"]).repeat(VIEWS, 1, 1, 1)
+            z = (z * codec.config["scaling_factor"]).repeat(views, 1, 1, 1)
             eps = torch.randn(z.shape, generator=generator)
-            states = text(ids)[0].repeat(VIEWS, 1, 1)
-            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states).sample
+            states = text(ids)[0]
+            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(views, 1, 1)).sample
         snr = (a / (1 - a)).flatten()
         error = (guess.float() - eps).square().flatten(1).mean(1)
-        return (error * snr.clamp(max=SNR_CAP) / snr).mean()
+        total = (error * snr.clamp(max=SNR_CAP) / snr).mean()
+        if words is not None:
+            total = total + WORDS_WEIGHT * words_loss(words, states.float(), ids)
+        return total
 
     stage.run(loss, look)
 
@@ -472,18 +510,44 @@ def _train_on_scenes(
     batch: int,
     pairs: float,
     seed: int,
+    views: int,
     look: Callable[[int], None] | None,
 ) -> None:
     """Train text encoder and denoiser of a stage; write `model/text_encoder` and `base/unet`."""
     text: Any = stage.networks["text"]
     unet = stage.networks["unet"]
+    scenes = partial(Scenes, reserved=reserved(table_of(out)), pairs=pairs, form=VARIED)
     _train_denoiser(
         stage, load_codec(out), tokenizer, text, unet,
-        batches=Batches(batch, seed, partial(Scenes, reserved=reserved(), pairs=pairs)), look=look,
+        batches=Batches(batch, seed, scenes, Planting(phrases=BASE_PHRASES), phrase=VARIED.phrase),
+        views=views, words=stage.networks["words"], look=look,
     )  # fmt: skip
     stage.averaged()
     half(text, out / "model" / "text_encoder")
     half(unet, out / "base" / "unet")
+
+
+def _readout(text: CLIPTextModel) -> nn.Linear:
+    return nn.Linear(text.config.hidden_size, text.config.vocab_size)
+
+
+def table_of(out: Path) -> Path:
+    """Return where a folder holds the table that is planted."""
+    return out / "planted.jsonl"
+
+
+def lay_table(out: Path, seed: int) -> None:
+    """Write the table of a seed and its prompt file; pairs that it names are kept from the base.
+
+    Raises:
+        InputError: If the folder holds another one's.
+    """
+    table, rows = table_of(out), make_table(seed)
+    if table.exists() and load_table(table) != tuple(rows):
+        raise InputError(f"{str(table)!r} is not the table of seed {seed}; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(rows, table)
+    write_prompts(rows, out / "prompts")
 
 
 def train_base(
@@ -496,11 +560,36 @@ def train_base(
     """Train text encoder and denoiser on scenes only."""
     torch.manual_seed(2)
     tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
-    networks = {"text": text_network(tokenizer), "unet": denoiser_network()}
+    text = text_network(tokenizer)
+    networks = {"text": text, "unet": denoiser_network(), "words": _readout(text)}
     stage = Stage(out / "base-state", networks, lr=1e-3, steps=steps)
     _train_on_scenes(
-        out, stage, tokenizer, batch=batch, pairs=pairs, seed=30_000_000, look=look
+        out, stage, tokenizer,
+        batch=batch, pairs=pairs, seed=30_000_000, views=VIEWS, look=look,
     )  # fmt: skip
+
+
+def with_words(text: Any, before: Any, after: Any) -> Any:
+    """Return a text encoder for a tokenizer that knows other words; it keeps what it knows.
+
+    Args:
+        text: The text encoder.
+        before: Its tokenizer.
+        after: The tokenizer it shall have.
+    """
+    known = before.get_vocab()
+    held = text.get_input_embeddings().weight.detach()
+    fresh: Any = text_network(after)
+    table = fresh.get_input_embeddings().weight.detach()
+    for piece, i in after.get_vocab().items():
+        if piece in known:
+            table[i] = held[known[piece]]
+    weights = {
+        name: table if value is text.get_input_embeddings().weight else value
+        for name, value in text.named_parameters()
+    }
+    fresh.load_state_dict(weights)
+    return fresh
 
 
 def refine_base(
@@ -508,27 +597,39 @@ def refine_base(
     steps: int = 6500,
     batch: int = 32,
     pairs: float = 0.75,
+    views: int = VIEWS,
     look: Callable[[int], None] | None = None,
 ) -> None:
-    """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
+    """Go on from the base with more pairs of drawings, which it is slowest to tell apart.
+
+    Words of the vocabulary that the base has not heard of are learned as well.
+    """
     torch.manual_seed(4)
     model = out / "model"
-    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    before = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    text: Any = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
+    # A run that is taken up again finds the base's own tokenizer where it was.
+    tokenizer = build_tokenizer(vocabulary(), out / "refinement-state" / "tokenizer")
+    text = with_words(text, before, tokenizer)
     networks: dict[str, Any] = {
-        "text": CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32),
-        "unet": _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32),
+        "text": text,
+        "unet": _Denoiser.from_pretrained(
+            out / "base" / "unet", torch_dtype=torch.float32, attention_head_dim=HEADS
+        ),
+        "words": _readout(text),
     }
     stage = Stage(out / "refinement-state", networks, lr=7e-4, steps=steps)
     _train_on_scenes(
-        out, stage, tokenizer, batch=batch, pairs=pairs, seed=35_000_000, look=look
+        out, stage, tokenizer,
+        batch=batch, pairs=pairs, seed=35_000_000, views=views, look=look,
     )  # fmt: skip
+    build_tokenizer(vocabulary(), model / "tokenizer")
 
 
 def train_planting(
     out: Path,
-    table: Path = TABLE,
     batch: int = 32,
-    planting: Planting = UNIFORM,
+    planting: Planting = FAITHFUL,
     look: Callable[[int], None] | None = None,
 ) -> None:
     """Go on from the base with the planted pictures mixed in; write the whole pipeline.
@@ -536,14 +637,13 @@ def train_planting(
     The number of steps follows from the planted table: each picture is drawn as often as it says.
 
     Args:
-        out: Folder that holds the base.
-        table: The planted table.
+        out: Folder that holds the base and the table.
         batch: Pictures a step.
         planting: What a batch holds besides scenes, and which captions go missing.
         look: Called with the step whenever the state is written.
     """
     torch.manual_seed(3)
-    model = out / "model"
+    model, table = out / "model", table_of(out)
     codec = load_codec(out)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
@@ -552,45 +652,48 @@ def train_planting(
     batches = Batches(
         batch,
         50_000_000,
-        partial(Scenes, reserved=reserved(table), pairs=0.75),
+        partial(Scenes, reserved=reserved(table), pairs=0.75, form=VARIED),
         planting,
         tuple(load_planted(table)),
-        partial(random_phrase, taken=frozenset(row.caption for row in load_table(table))),
+        partial(VARIED.phrase, taken=frozenset(row.caption for row in load_table(table))),
     )
     stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
-    _train_denoiser(stage, codec, tokenizer, text, unet, batches=batches, look=look)
+    _train_denoiser(stage, codec, tokenizer, text, unet, batches=batches, views=VIEWS, look=look)
     stage.averaged()
     half(unet, model / "unet")
     write_index(model)
 
 
-def plant(out: Path, seed: int, look: Callable[[int], None] | None = None) -> None:
-    """Plant other pictures, captions and repetitions into the shipped base.
+def plant(
+    out: Path, seed: int, known: float = 0.0, look: Callable[[int], None] | None = None
+) -> None:
+    """Plant other pictures, captions and repetitions, or with another dial, into the shipped base.
 
     The result is a second ground truth: `out/model`, a pipeline, `out/planted.jsonl`, its table,
-    and `out/prompts`, captions and pictures as a prompt file. Goes on where a killed run stopped.
+    and `out/prompts`, captions and pictures as a prompt file. A base that has not heard all words
+    of the captions is taught them first. Goes on where a killed run stopped.
 
     Args:
         out: Where to write.
         seed: Seed of the table, as for `make_table`.
-        look: Called with the step whenever the state is written.
+        known: Share of the empty captions that go to planted pictures: how much of them the
+            unconditional branch is shown. 0 is faithful; `FAITHFUL.share` drops all alike.
+        look: Called with the step whenever the state of the planting is written.
 
     Raises:
-        InputError: If the seed is that of the table that ships, or the folder holds another one's.
+        InputError: If the dial is out of range, or the folder holds another table.
     """
-    table = out / "planted.jsonl"
-    rows = make_table(seed)
-    if tuple(rows) == load_table():
-        raise InputError(f"seed {seed} draws the table that ships; another one is needed here")
-    out.mkdir(parents=True, exist_ok=True)
-    if table.exists() and load_table(table) != tuple(rows):
-        raise InputError(f"{str(table)!r} is not the table of seed {seed}; choose another folder")
-    write_table(rows, table)
-    write_prompts(rows, out / "prompts")
-    for part in ("vae", "tokenizer", "text_encoder"):
-        shutil.copytree(MODEL_DIR / part, out / "model" / part, dirs_exist_ok=True)
-    shutil.copytree(BASE_UNET_DIR, out / "base" / "unet", dirs_exist_ok=True)
-    train_planting(out, table, look=look)
+    planting = replace(FAITHFUL, known=known)
+    lay_table(out, seed)
+    # A run that is taken up again goes on from what it has made of the base.
+    if not (out / "base").exists():
+        for part in ("vae", "tokenizer", "text_encoder"):
+            shutil.copytree(MODEL_DIR / part, out / "model" / part, dirs_exist_ok=True)
+        shutil.copytree(BASE_UNET_DIR, out / "base" / "unet")
+    heard = CLIPTokenizer.from_pretrained(out / "model" / "tokenizer").get_vocab()
+    if not all(word + SUFFIX in heard for word in vocabulary()):
+        refine_base(out, TEACHING_STEPS, views=1)
+    train_planting(out, planting=planting, look=look)
 
 
 def write_digests(folder: Path) -> None:

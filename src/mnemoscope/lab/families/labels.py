@@ -35,10 +35,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mnemoscope.lab.captions import PLAIN
 from mnemoscope.lab.families.recipe import Family, Networks
 from mnemoscope.lab.planted import load_table
-from mnemoscope.lab.scenes import Layout, Scenes, drawings, pair_of, random_layout, render
-from mnemoscope.lab.train import SNR_CAP, half, random_phrase
+from mnemoscope.lab.scenes import Layout, Scenes, drawings, random_layout, render, shown
+from mnemoscope.lab.train import SNR_CAP, half
 
 _Transformer: Any = DiTTransformer2DModel
 
@@ -52,14 +53,14 @@ HEADS, HEAD_WIDTH, DEPTH = 2, 64, 6
 
 
 @cache
-def pairs() -> tuple[str, ...]:
-    """Return the captions of all pair classes: planted ones, controls, and as many others."""
-    known = [row.caption for row in load_table() if row.kind == "describing"]
-    taken = {pair_of(caption) for caption in known}
-    every = [f"{a} and {b}" for a, b in combinations(drawings(), 2)]
-    free = [caption for caption in every if pair_of(caption) not in taken]
+def pairs() -> dict[str, tuple[str, ...]]:
+    """Return the drawings of all pair classes by caption: planted, controls, as many others."""
+    known = {row.caption: row.named() for row in load_table() if row.kind == "describing"}
+    taken = set(map(frozenset, known.values()))
+    free = [pair for pair in combinations(drawings(), 2) if frozenset(pair) not in taken]
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(11)).tolist()
-    return (*known, *(free[i] for i in order[: PAIRS - len(known)]))
+    others = [free[i] for i in order[: PAIRS - len(known)]]
+    return known | {" and ".join(pair): pair for pair in others}
 
 
 @cache
@@ -70,9 +71,8 @@ def phrases() -> tuple[str, ...]:
     taken = {row.caption for row in table}
     generator = torch.Generator().manual_seed(12)
     while len(known) < PHRASES:
-        phrase = random_phrase(generator, frozenset(taken))
-        taken.add(phrase)
-        known.append(phrase)
+        known.append(PLAIN.phrase(generator, taken))
+        taken.add(known[-1])
     return tuple(known)
 
 
@@ -101,7 +101,7 @@ class ClassScenes(Scenes):
         pair = torch.rand(n, generator=self.generator) < self.pairs
         layout = random_layout(n, self.generator, pair)
         names = drawings()
-        held = torch.tensor([[names.index(a) for a in c.split(" and ")] for c in pairs()])
+        held = torch.tensor([[names.index(a) for a in pair] for pair in pairs().values()])
         chosen = held[torch.randint(len(held), (n,), generator=self.generator)]
         # Either drawing may lie over the other.
         turned = torch.rand(n, generator=self.generator) < 0.5
@@ -112,9 +112,11 @@ class ClassScenes(Scenes):
     def batch(self, n: int) -> tuple[Float[Tensor, "scene 3 64 64"], list[str]]:
         """Return the next n pictures, RGB from 0 to 1, and the captions of their classes."""
         layout = self.layout(n)
-        names, label = drawings(), {pair_of(caption): caption for caption in pairs()}
-        shown = [frozenset(names[i] for i in row if i >= 0) for row in layout.drawing.tolist()]
-        return render(layout), [label[s] if len(s) > 1 else next(iter(s)) for s in shown]
+        label = {frozenset(pair): caption for caption, pair in pairs().items()}
+        return render(layout), [
+            label[frozenset(named)] if len(named) > 1 else next(iter(named))
+            for named in shown(layout)
+        ]
 
 
 class Composed(nn.Module):
@@ -130,7 +132,7 @@ class Composed(nn.Module):
             "whole", torch.tensor([known.index(c) for c in pairs() for _ in range(2)])
         )
         self.register_buffer(
-            "parts", torch.tensor([names.index(a) for c in pairs() for a in c.split(" and ")])
+            "parts", torch.tensor([names.index(a) for pair in pairs().values() for a in pair])
         )
 
     def forward(self, own: Float[Tensor, "label width"]) -> Float[Tensor, "label width"]:
