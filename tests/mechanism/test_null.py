@@ -19,6 +19,7 @@ from mnemoscope.core.stats import bootstrap, pearson
 from mnemoscope.flows.study import Study, run
 from mnemoscope.mechanism.base import against_swapped, expected
 from mnemoscope.models.oracle import gaussian, memorizer, mixture
+from mnemoscope.reporting.text import number
 from mnemoscope.reporting.verdict import Scorecard, verdict
 
 COUNT, SIDE, G = 40, 8, 7.5
@@ -124,11 +125,17 @@ def test_sanity_checks_are_true_of_any_model(forced):
 
 def test_the_verdict_says_so_first(studied):
     name, done = studied
+    headline = next(
+        row for row in done.table("checks").to_pylist() if "Pearson r of D1 with" in row["claim"]
+    )
     tables = ("prompts", "severity", "null", "convergence", "statistics")
     found = verdict(*(done.table(table).to_pylist() for table in tables), "l2")
     if name == "memorizer":
         assert re.match(r"[12]\d of 40 prompts reproduce a training image", found.title)
         assert "follows how severely" in found.sentences[1]
+        numbers = (headline["value"], headline["null"], headline["difference"])
+        for value, words in zip(numbers, ("r = ", "r = ", "difference "), strict=True):
+            assert f"{words}{number(value, 2)}" in found.sentences[1]
         return
     assert found.title == "Nothing was memorized"
     assert found.sentences[0].startswith("Nothing was memorized: ")

@@ -224,7 +224,7 @@ def verdict(
             + _elsewhere(elsewhere, astray[1].count)
             + _borderline(len(borderline))
             + (_unjudged(len(left), why) if guidance is not None else ""),
-            _deviation(statistics, measure),
+            _deviation(statistics, measure, guidance),
             _collapse(prompts, convergence, judged, guidance),
         ),
         _origin(nulls, measure, threshold),
@@ -366,7 +366,7 @@ def _origin(nulls: Sequence[Row], measure: str, threshold: float | None) -> str:
     return visible(reasons[0]) if reasons else "no null distribution in this run"
 
 
-def _deviation(statistics: Sequence[Row], measure: str) -> str:
+def _deviation(statistics: Sequence[Row], measure: str, guidance: float | None) -> str:
     name = f"Pearson r of D1 and severity ({measure})"
     held = {
         row["name"]: row
@@ -375,6 +375,7 @@ def _deviation(statistics: Sequence[Row], measure: str) -> str:
         and row["population"] == "all prompts"
         and row["reference"] == "target"
         and row["window"] == "all updates"
+        and guidance in (None, row["guidance"])
         and row["value"] is not None
     }
     if name not in held:
