@@ -16,7 +16,9 @@ def test_every_column_says_its_type_unit_and_meaning(table):
         assert column.about
         number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         # A statistic's unit is that of what it is a statistic of.
-        assert column.unit or not number or table.name in ("statistics", "curves", "checks"), column.name
+        assert column.unit or not number or table.name in ("statistics", "curves", "checks"), (
+            column.name
+        )
         field = table.schema.field(column.name)
         assert field.type == column.type
         assert field.nullable == column.nullable
