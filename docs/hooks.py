@@ -1,12 +1,15 @@
 """Fill pages from the source they describe, so that they cannot differ from it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from mnemoscope.detectors import Detector, all_detectors
 from mnemoscope.evidence import price
 from mnemoscope.mitigations import all_mitigations
+from mnemoscope.mitigations.base import Mitigation
 from mnemoscope.runs.tables import DERIVED, TABLES
+from mnemoscope.sampling.hooks import Intervention
 
 
 def tables() -> str:
@@ -46,11 +49,35 @@ def detectors() -> str:
 
 def mitigations() -> str:
     """Return every mitigation with its settings, as Markdown."""
-    rows = ["| mitigation | what it does | source |", "|---|---|---|"]
+    rows = [
+        "| mitigation | what it does | strength | acts at | calls before the path | source |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind in all_mitigations().values():
-        about = (kind.__doc__ or "").split("\n")[0]
-        rows.append(f"| `{kind()}` | {about} | {kind.source} |")
+        about, strength = (kind.__doc__ or "").split("\n")[0], told(kind)
+        hooks = [name for name in HOOKS if getattr(kind, name) is not getattr(Intervention, name)]
+        if kind.branches_asked:
+            hooks.append(f"{len(kind.branches_asked)} branch more")
+        rows.append(
+            f"| `{kind()}` | {about} | {strength} | {', '.join(hooks)} | {kind().calls_before} | "
+            f"{kind.source} |"
+        )
     return "\n".join(rows)
+
+
+HOOKS = ("condition", "noise", "guide", "attention")
+
+
+def told(kind: type[Mitigation]) -> str:
+    """Return what the strength of a mitigation means."""
+    lines = inspect.cleandoc(kind.__doc__ or "").split("\n")
+    at = next(at for at, line in enumerate(lines) if line.strip().startswith("strength:"))
+    parts = [lines[at].split(":", 1)[1].strip()]
+    for line in lines[at + 1 :]:
+        if not line.startswith("        "):
+            break
+        parts.append(line.strip())
+    return " ".join(parts).replace("|", "\\|")
 
 
 MARKS: dict[str, Callable[[], str]] = {

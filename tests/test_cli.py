@@ -451,10 +451,10 @@ def test_an_intervention_steers_from_the_command_line(tiny, tmp_path):
             "--out", tmp_path / name, *more,
         )
         and open_run(tmp_path / name)
-        for name, more in (("a", ()), ("b", ("--intervention", "guidance_interval(start=0.5)")))
+        for name, more in (("a", ()), ("b", ("--intervention", "guidance_interval(strength=0.5)")))
     )  # fmt: skip
     assert steered.table("recipes")["intervention"].to_pylist() == [
-        "guidance_interval(start=0.5,stop=1.0)"
+        "guidance_interval(strength=0.5,stop=1.0)"
     ]
     assert plain.table("scores")["score"] != steered.table("scores")["score"]
 

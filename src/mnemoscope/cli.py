@@ -498,6 +498,19 @@ def _ranked(board: Any) -> None:
     _table(head, rows)
 
 
+def _bench_mitigations(asked: Any) -> None:
+    """Compare mitigations on a model that memorized: what each buys, and at what price."""
+    from dataclasses import asdict
+
+    from mnemoscope.flows.comparison import compare_mitigations, summary
+
+    options = asdict(asked)
+    model, prompts = options.pop("model"), options.pop("prompts")
+    found = compare_mitigations(model, prompts, notify=_say, progress=True, **options)
+    typer.echo(summary(found))
+    _say(f"in {found.path}")
+
+
 def list_(
     what: Annotated[
         str | None, typer.Argument(help="'detectors' says what each needs and costs.")
@@ -590,6 +603,7 @@ EXAMPLES = {
     "check": "check CompVis/stable-diffusion-v1-4",
     "calibrate": "calibrate embedded --out calibration.json",
     "bench detectors": "bench detectors embedded --out runs/detectors",
+    "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
     "list": "list detectors",
     "verify": "verify runs/first",
     "version": "version",
@@ -602,6 +616,7 @@ def _add_all() -> None:
     from mnemoscope.flows.bench import Benchmark
     from mnemoscope.flows.calibrate import Calibrating
     from mnemoscope.flows.check import Checking
+    from mnemoscope.flows.comparison import Comparing
     from mnemoscope.flows.detect import Detection
     from mnemoscope.flows.explain import Explaining
     from mnemoscope.flows.study import Study
@@ -618,6 +633,7 @@ def _add_all() -> None:
         "check": derived(Checking, _check, again),
         "calibrate": derived(Calibrating, _calibrate, again),
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
+        "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),
         "list": list_,
         "verify": verify,
         "version": version,
@@ -625,7 +641,7 @@ def _add_all() -> None:
     for name, command in commands.items():
         home = bench if name.startswith("bench ") else app
         home.command(name.split()[-1], epilog=f"Example: mnemoscope {EXAMPLES[name]}")(command)
-        if home is bench:
+        if name == "bench detectors":
             app.add_typer(bench, name="bench")
     app.add_typer(lab, name="lab")
 

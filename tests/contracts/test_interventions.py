@@ -1,7 +1,9 @@
 """Every mitigation keeps the contract, and one more takes one file."""
 
 import inspect
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+import random
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from functools import cache
 from textwrap import dedent
 
 import pytest
@@ -16,8 +18,10 @@ from mnemoscope.evidence.gather import sit
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.study import Study
 from mnemoscope.mitigations import all_mitigations, get_mitigation, parse
+from mnemoscope.mitigations.base import Mitigation
 from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.models import load_model
+from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, sample
 from mnemoscope.sampling.recipe import Recipe
@@ -25,12 +29,32 @@ from tests.contracts.extension import installed
 from tests.tiny import tiny_pipeline
 
 KINDS = all_mitigations()
-STEPS, SEEDS = 5, 2
+STEPS, SEEDS = 4, 2
+PROMPTS = [Prompt("a", "a cat"), Prompt("b", "a dog on the moon")]
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def model(request):
-    return load_model(tiny_pipeline(request.param), device="cpu")
+    return _model(request.param)
+
+
+@cache
+def _model(kind):
+    return load_model(tiny_pipeline(kind), device="cpu")
+
+
+def quick(name):
+    """Return a method at its default strength, a search cut short."""
+    one = get_mitigation(name)()
+    return replace(one, rounds=2) if "rounds" in one.settings else one
+
+
+@cache
+def sat(intervention, batch=4, kind="epsilon"):
+    """Sample two prompts under an intervention; None is plain guidance."""
+    recipe = Recipe(scheduler="ddim", steps=STEPS, intervention=intervention)
+    bank = Bank(_model(kind), recipe, SEEDS, batch=batch)
+    return bank, sit(bank, PROMPTS, range(2), [WholePath()])
 
 
 def test_there_is_one():
@@ -72,30 +96,66 @@ def test_numbers_that_mean_nothing_are_refused(name):
                 kind(**{setting: value})
 
 
-@pytest.mark.parametrize("noise", ["shared", "independent"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", KINDS)
-def test_costs_what_it_says_and_runs(model, name, noise):
-    recipe = Recipe(scheduler="ddim", steps=STEPS, noise=noise, intervention=get_mitigation(name)())
-    bank = Bank(model, recipe, SEEDS)
-    prompts = [Prompt("a", "a cat"), Prompt("b", "a dog on the moon")]
-    sitting = sit(bank, prompts, range(2), [WholePath()])
+def test_costs_what_it_says_and_runs(name, kind):
+    one = quick(name)
+    bank, sitting = sat(one, kind=kind)
     assert sitting.ok.all()
     assert torch.isfinite(sitting.final).all()
-    rows = 2 + len(recipe.intervention.branches_asked)
+    rows = 2 + len(one.branches_asked)
     assert bank.branches == rows
-    assert bank.network.rows == 2 * SEEDS * STEPS * rows
+    path = 2 * SEEDS * STEPS * rows
+    before = sum(outcome.before for outcome in sitting.outcomes)
+    # A gradient is counted as two calls and evaluates no row.
+    assert path <= bank.network.rows <= path + before
+    assert before <= 2 * SEEDS * one.calls_before
+    assert 2 * price_in(bank, [WholePath()]).forward == path + 2 * SEEDS * one.calls_before
+
+
+def test_shared_noise_is_priced_and_sampled_alike():
+    recipe = Recipe(scheduler="ddim", steps=STEPS, noise="shared", intervention=quick("guard"))
+    bank = Bank(_model("epsilon"), recipe, SEEDS)
+    sitting = sit(bank, PROMPTS, range(2), [WholePath()])
+    assert torch.equal(sitting.noise[:SEEDS], sitting.noise[SEEDS:])
     assert bank.network.rows == 2 * price_in(bank, [WholePath()]).forward
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_batch_is_its_samples_alone(model, name):
-    recipe = Recipe(scheduler="ddim", steps=STEPS, intervention=get_mitigation(name)())
-    prompts = [Prompt("a", "a cat"), Prompt("b", "a dog on the moon")]
-    finals = [
-        sit(Bank(model, recipe, SEEDS, batch=batch), prompts, range(2), [WholePath()]).final
-        for batch in (1, 4)
-    ]
-    torch.testing.assert_close(*finals, atol=2e-5, rtol=2e-5)
+def test_its_strength_is_a_number_that_is_explained(name):
+    kind = get_mitigation(name)
+    assert issubclass(kind, Mitigation)
+    assert fields(kind)[0].name == "strength"
+    assert "strength:" in (kind.__doc__ or "")
+    assert kind().strength in kind.strengths
+    assert sorted(set(kind.strengths)) == list(kind.strengths)
+    assert all(kind().at(strength).strength == strength for strength in kind.strengths)
+    assert kind().at(kind.strengths[0]).settings.keys() == kind().settings.keys()
+
+
+NEUTRAL = [name for name, kind in KINDS.items() if kind.neutral is not None]
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_it_is_plain_guidance_at_its_neutral_strength(name):
+    still = quick(name).at(get_mitigation(name).neutral)
+    assert torch.equal(sat(still)[1].final, sat(None)[1].final)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_acts_at_its_strongest_and_draws_nothing_of_the_global_generators(name):
+    states = torch.get_rng_state(), random.getstate()
+    strong = sat(quick(name).at(get_mitigation(name).strengths[-1]))[1]
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert float((strong.final - sat(None)[1].final).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_is_its_samples_alone(name):
+    one = quick(name)
+    finals = [sat(one, batch=batch)[1].final for batch in (1, 4)]
+    torch.testing.assert_close(*finals, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +164,13 @@ def test_a_batch_is_its_samples_alone(model, name):
         ("guidance_intervall", "Did you mean 'guidance_interval'"),
         ("", "expected a name"),
         ("guidance_interval(", "expected a name"),
-        ("guidance_interval(start)", "expected setting=value, got 'start'"),
-        ("guidance_interval(strat=0.2)", "Did you mean 'start'"),
-        ("guidance_interval(start=early)", "start must be float, got 'early'"),
-        ("guidance_interval(start=0.9,stop=0.1)", "start < stop"),
-        ("guidance_interval(start=0.1,start=0.2)", "start is given twice"),
+        ("guidance_interval(stop)", "expected setting=value, got 'stop'"),
+        ("guidance_interval(strenght=0.2)", "Did you mean 'strength'"),
+        ("guidance_interval(strength=early)", "strength must be float, got 'early'"),
+        ("guard(mass=maybe)", "mass must be bool, got 'maybe'"),
+        ("guidance_interval+", "expected a name"),
+        ("guidance_interval(strength=0.9,stop=0.1)", "strength < stop"),
+        ("guidance_interval(stop=0.1,stop=0.2)", "stop is given twice"),
     ],
 )
 def test_what_cannot_be_read_is_told(text, word):
@@ -117,8 +179,17 @@ def test_what_cannot_be_read_is_told(text, word):
     assert word in str(told.value)
 
 
+def test_several_make_a_chain():
+    one = parse("embedding_noise(strength=1e+0) + guidance_interval")
+    assert isinstance(one, Chain)
+    assert str(one) == "embedding_noise(strength=1.0)+guidance_interval(strength=0.2,stop=1.0)"
+    assert parse(str(one)) == one
+    assert Study.of_options({"intervention": str(one)}).intervention == one
+    assert Recipe(intervention=one).row["intervention"] == str(one)
+
+
 def test_settings_are_read_with_blanks():
-    assert parse(" guidance_interval( start = 0.25 , stop=0.5 ) ") == GuidanceInterval(0.25, 0.5)
+    assert parse(" guidance_interval( strength = 0.25 , stop=0.5 ) ") == GuidanceInterval(0.25, 0.5)
     assert parse("guidance_interval()") == GuidanceInterval()
 
 
@@ -137,11 +208,11 @@ def test_guidance_interval_guides_within_and_nowhere_else(model):
         )
         return recorder.trajectory()
 
-    tape = path(GuidanceInterval(start=0.4, stop=0.8))
+    tape = path(GuidanceInterval(strength=0.25, stop=0.75))
     for call in range(STEPS):
         guided = tape.v_u[:, call] + 6.0 * (tape.v_c[:, call] - tape.v_u[:, call])
-        # Calls 2 and 3 of five stand at 0.4 and 0.6.
-        wanted = guided if call in (2, 3) else tape.v_c[:, call]
+        # Calls 1 and 2 of four stand at 0.25 and 0.5.
+        wanted = guided if call in (1, 2) else tape.v_c[:, call]
         torch.testing.assert_close(tape.v_g[:, call], wanted, atol=2e-5, rtol=1e-4)
     assert torch.equal(path(GuidanceInterval(0.0, 1.0)).v_g, path(None).v_g)
 
@@ -152,30 +223,26 @@ OWN = dedent(
 
     Formula::
 
-        guided = u + (g / by)·(c - u)
+        guided = u + (g / strength)·(c - u)
     """
 
     from dataclasses import dataclass
     from typing import ClassVar
 
-    from mnemoscope.errors import InputError
-    from mnemoscope.sampling.hooks import Intervention
+    from mnemoscope.mitigations.base import Mitigation
 
 
     @dataclass(frozen=True)
-    class Weaker(Intervention):
+    class Weaker(Mitigation):
         """Guidance divided by a number."""
 
         name: ClassVar[str] = "weaker"
         source: ClassVar[str] = "this test"
-        by: float = 2.0
-
-        def __post_init__(self):
-            if not 0 < self.by < 1e6:
-                raise InputError(f"by {self.by} given; expected a positive number")
+        strengths: ClassVar[tuple[float, ...]] = (2.0, 4.0)
+        strength: float = 2.0
 
         def guide(self, step):
-            return step.guided(step.guidance / self.by)
+            return step.guided(step.guidance / self.strength)
     '''
 )
 
@@ -190,9 +257,9 @@ def own(tmp_path):
 
 def test_one_more_takes_one_file(own, model):
     assert "weaker" in all_mitigations()
-    one = parse("weaker(by=4)")
+    one = parse("weaker(strength=4)")
     assert isinstance(one, Intervention)
-    assert str(one) == "weaker(by=4.0)"
+    assert str(one) == "weaker(strength=4.0)"
     recipe = Recipe(scheduler="ddim", steps=STEPS, guidance=8.0, intervention=one)
     plain = Recipe(scheduler="ddim", steps=STEPS, guidance=2.0)
     prompts = [Prompt("a", "a cat")]

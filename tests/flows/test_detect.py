@@ -269,7 +269,7 @@ def test_equal_prompts_have_the_same_noise_unless_it_is_fresh(oracle):
 def test_an_intervention_changes_what_is_scored(oracle):
     options = {"detectors": ["confidence", "gap_norm"], "seeds": 2, "steps": 5}
     plain = detect(oracle, PROMPTS, **options)
-    steered = detect(oracle, PROMPTS, intervention=GuidanceInterval(start=0.5), **options)
+    steered = detect(oracle, PROMPTS, intervention=GuidanceInterval(strength=0.5), **options)
     # At the first call the prompt samples alone, and the branches are what they were.
     np.testing.assert_allclose(steered.of("gap_norm"), plain.of("gap_norm"), rtol=1e-5)
     unguided = detect(oracle, PROMPTS, guidance=1.0, **options)

@@ -507,7 +507,7 @@ def test_an_intervention_steers_a_study_and_is_part_of_its_recipe(prompts, tmp_p
         small(prompts, tmp_path / "run", intervention=GuidanceInterval(0.5), guidance=(7.5,))
     )
     row = steered.table("recipes").to_pylist()[0]
-    assert row["intervention"] == "guidance_interval(start=0.5,stop=1.0)"
+    assert row["intervention"] == "guidance_interval(strength=0.5,stop=1.0)"
     assert steered.manifest.samples == {"ok": 18}
     gram, keys = steered.gram("path", 7.5)
     # Whom the model does not know has the same prediction in both branches.

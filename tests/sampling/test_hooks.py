@@ -45,6 +45,8 @@ def run(model, intervention=None, *, denoiser=None, guidance=G, name="ddim", obs
             model.encode_blank().expand(2),
             PROMPTS,
             torch.tensor(ENDS),
+            torch.tensor([0, 1]),
+            lambda: model.words,
         ),
         guidance,
         generators,
@@ -69,14 +71,14 @@ class Nothing(Named):
 class Same(Named):
     """Overrides every hook but attention, and changes nothing."""
 
-    def condition(self, prompts, cond, encode):
-        return encode(prompts)
+    def condition(self, start):
+        return start.encode(start.prompts)
 
-    def branches(self, prompts, cond, encode):
+    def branches(self, start):
         return {}
 
-    def noise(self, noise, prompts):
-        return 1 * noise
+    def noise(self, start):
+        return 1 * start.noise
 
     def guide(self, step):
         uncond, cond = step.raw["uncond"], step.raw["cond"]
@@ -166,8 +168,8 @@ class Third(Named):
     branches_asked: ClassVar[tuple[str, ...]] = ("style", "fog")
     memory: ClassVar[int] = 0
 
-    def branches(self, prompts, cond, encode):
-        return {"style": encode(["paint"] * len(prompts)), "fog": encode(["fog"] * len(prompts))}
+    def branches(self, start):
+        return {"style": start.encode(["paint"] * 2), "fog": start.encode(["fog"] * 2)}
 
     def guide(self, step):
         return step.guided() + 0.5 * (step.raw["fog"] - step.raw["uncond"])
@@ -209,12 +211,12 @@ def test_a_guide_is_shown_as_many_calls_as_it_remembers(eps_model, memory):
 def test_noise_and_condition_are_what_the_hooks_make_of_them(model):
     @dataclass(frozen=True)
     class Turned(Named):
-        def noise(self, noise, prompts):
-            assert prompts == PROMPTS
-            return -noise
+        def noise(self, start):
+            assert start.prompts == PROMPTS
+            return -start.noise
 
-        def condition(self, prompts, cond, encode):
-            return cond.take([1, 0])
+        def condition(self, start):
+            return start.cond.take([1, 0])
 
     recorder, plain = Recorder(), Recorder()
     run(model, Turned(), observers=[recorder])
@@ -255,15 +257,15 @@ def mismatched(*given):
 
 BROKEN = {
     "condition raises": ("condition", raising, "ValueError: of my own"),
-    "condition of no sort": ("condition", lambda p, c, e: torch.zeros(2, 3), "Tensor"),
-    "condition of other rows": ("condition", lambda p, c, e: c.take([0]), "1 rows"),
+    "condition of no sort": ("condition", lambda start: torch.zeros(2, 3), "Tensor"),
+    "condition of other rows": ("condition", lambda start: start.cond.take([0]), "1 rows"),
     "branches raises": ("branches", raising, "ValueError: of my own"),
-    "branches of other names": ("branches", lambda p, c, e: {"else": c}, "else"),
-    "branches of no sort": ("branches", lambda p, c, e: [c], "list"),
-    "branches of other rows": ("branches", lambda p, c, e: {"more": c.take([0])}, "1 rows"),
+    "branches of other names": ("branches", lambda start: {"else": start.cond}, "else"),
+    "branches of no sort": ("branches", lambda start: [start.cond], "list"),
+    "branches of other rows": ("branches", lambda start: {"more": start.cond.take([0])}, "1 rows"),
     "noise raises": ("noise", raising, "ValueError: of my own"),
-    "noise of another shape": ("noise", lambda n, p: n[:, :1], "(2, 1, 8, 8)"),
-    "noise of another type": ("noise", lambda n, p: n.double(), "float64"),
+    "noise of another shape": ("noise", lambda start: start.noise[:, :1], "(2, 1, 8, 8)"),
+    "noise of another type": ("noise", lambda start: start.noise.double(), "float64"),
     "guide raises": ("guide", raising, "ValueError: of my own"),
     "guide with a slip": ("guide", mismatched, "RuntimeError"),
     "guide of another shape": ("guide", lambda s: s.guided()[:1], "(1, 4, 8, 8)"),
@@ -322,6 +324,77 @@ def test_a_guide_that_is_not_finite_marks_its_sample_alone(model, value):
     done = run(model, Bursting())
     assert done.nonfinite.tolist() == [-1, 2]
     assert torch.equal(done.latents[0], run(model).latents[0])
+
+
+# Before the first call
+
+
+def test_the_network_is_asked_as_it_is_called_and_counted(model):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Asking(Named):
+        def noise(self, start):
+            seen.append((start, start.gap(start.noise)))
+            start.gap(start.noise[:1], start.cond.take([0]), torch.tensor([1]))
+            return start.noise
+
+    kept = []
+    done = run(model, Asking(), observers=[kept.append])
+    start, gap = seen[0]
+    first = kept[0]
+    torch.testing.assert_close(gap, first.cond.eps - first.uncond.eps, atol=2e-5, rtol=1e-4)
+    assert done.before.tolist() == [2, 4]
+    assert start.seeds == (0, 1)
+    assert len(start.points) == STEPS
+    assert torch.equal(done.latents, run(model).latents)
+
+
+def test_a_gradient_through_the_network_counts_three_calls(model):
+    found = {}
+
+    @dataclass(frozen=True)
+    class Descending(Named):
+        def condition(self, start):
+            with torch.enable_grad():
+                embedding = start.cond.embedding.clone().requires_grad_()
+                gap = start.gap(start.noise, start.cond.embedded(embedding))
+                (found["gradient"],) = torch.autograd.grad(gap.square().sum(), embedding)
+            found["start"] = start
+            return start.cond
+
+    done = run(model, Descending())
+    assert done.before.tolist() == [4, 4]
+    start, gradient = found["start"], found["gradient"]
+    toward = torch.randn(gradient.shape, generator=generators_of([3])[0])
+    h = 1e-2
+
+    def loss(step):
+        moved = start.cond.embedded(start.cond.embedding + step * toward)
+        return float(start.gap(start.noise, moved).double().square().sum())
+
+    slope = (loss(h) - loss(-h)) / (2 * h)
+    assert float((gradient * toward).sum()) == pytest.approx(slope, rel=2e-2)
+
+
+def test_the_first_call_and_the_groups_reach_every_guide(eps_model):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Keeping(Named):
+        def guide(self, step):
+            seen.append((step.first.point.call, step.share, step.groups.tolist()))
+            return step.guided()
+
+    run(eps_model, Keeping())
+    assert seen == [(0, call / STEPS, [0, 1]) for call in range(STEPS)]
+
+
+def test_words_are_those_of_the_tokenizer_and_none_is_special(eps_model):
+    words = eps_model.words
+    assert {"a", "z", "!"} <= set(words)
+    assert not any("<|" in word or not word.strip() for word in words)
+    assert load_model("oracle:mixture").words == ()
 
 
 # Attention

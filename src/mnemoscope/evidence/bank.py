@@ -134,6 +134,12 @@ class Bank:
         return (2 if self.model.has_uncond else 1) + len(asked.branches_asked if asked else ())
 
     @property
+    def before(self) -> int:
+        """Return the most network calls an intervention makes a sample before the path."""
+        asked = self.recipe.intervention
+        return asked.calls_before if asked else 0
+
+    @property
     def guidance(self) -> float:
         """Return the scale the loop applies; 1 where guidance is an input of the network."""
         return self.recipe.guidance if self.model.has_uncond else 1.0

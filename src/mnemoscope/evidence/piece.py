@@ -135,6 +135,7 @@ def price(
     branches: int = 2,
     shared: bool = True,
     known: bool | None = None,
+    before: int = 0,
 ) -> Price:
     """Return what pieces cost a prompt, once the noise bank is warm.
 
@@ -147,12 +148,13 @@ def price(
         shared: Whether prompts share their noise, and so what depends on it alone.
         known: Whether the unconditional branch of the first call is the bank's; where noise is
             shared, if not given. An intervention may change the noise.
+        before: Most network calls a sample costs before its path.
     """
     wanted = set(pieces)
     length = path_calls(wanted, calls)
     known = shared if known is None else known
     path = branches * length - (1 if known and branches > 1 and length else 0)
-    total = Price(forward=path) * seeds
+    total = Price(forward=path + (before if length else 0)) * seeds
     for piece in wanted:
         total = total + piece.total(calls, seeds)
         if not shared:
@@ -169,6 +171,7 @@ def price_in(bank: Bank, pieces: Iterable[Piece[Any]]) -> Price:
         branches=bank.branches,
         shared=bank.shared,
         known=bank.knows_start,
+        before=bank.before,
     )
 
 

@@ -39,11 +39,13 @@ class Outcome:
         status: "ok", "nonfinite" or "error".
         reason: Why the status is not ok.
         seconds: Share of its batch's time in the sampling loop.
+        before: Network calls an intervention made for it before the path.
     """
 
     status: str
     reason: str | None
     seconds: float
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,17 +281,23 @@ class Sitting:
         done: list[tuple[Sequence[int], _Walked]] = []
         outcomes: dict[int, Outcome] = {}
 
-        def walk(rows: Sequence[int]) -> _Walked:
-            return self._batch(rows, attention)
+        asked = bank.recipe.intervention
+        # What is taken together is one item of a batch, and fails as one.
+        each = self.seeds if asked is not None and asked.together else 1
+        items = [range(at, at + each) for at in range(0, len(self.keys), each)]
 
-        for rows, found in batched(range(len(self.keys)), bank.batch, walk):
+        def walk(some: Sequence[range]) -> _Walked:
+            return self._batch([row for item in some for row in item], attention)
+
+        for some, found in batched(items, max(1, bank.batch // each), walk):
+            rows = [row for item in some for row in item]
             if isinstance(found, Exception):
-                outcomes[rows[0]] = Outcome("error", told(found), 0.0)
+                outcomes |= dict.fromkeys(rows, Outcome("error", told(found), 0.0))
                 continue
             done.append((rows, found))
-            calls = found.sampled.nonfinite.tolist()
-            for row, call in zip(rows, calls, strict=True):
-                outcomes[row] = _outcome(call, self.length, found.seconds)
+            calls, before = found.sampled.nonfinite.tolist(), found.sampled.before.tolist()
+            for row, call, made in zip(rows, calls, before, strict=True):
+                outcomes[row] = replace(_outcome(call, self.length, found.seconds), before=made)
         self.outcomes = tuple(outcomes[row] for row in range(len(self.keys)))
         if not done:
             return
@@ -336,6 +344,8 @@ class Sitting:
                     bank.blank(len(rows)) if model.has_uncond else None,
                     prompts,
                     self.ends[whose] if asked is not None and asked.attends else None,
+                    whose,
+                    lambda: model.words,
                 ),
                 bank.guidance,
                 generators,

@@ -4,6 +4,7 @@ Contents: `values_of`, `brought`, `given`, `resolved`, `recipe_of`, `listed`, `l
 `opened` and `as_model`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from difflib import get_close_matches
@@ -58,12 +59,17 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
 
 
 def parts(text: str) -> tuple[str, ...]:
-    """Split a text at its commas.
+    """Split a text at its commas, those in brackets aside.
 
     >>> parts("l2, tiled_l2")
     ('l2', 'tiled_l2')
+    >>> parts("guard(strength=2,factor=0.3), magnitude_aware")
+    ('guard(strength=2,factor=0.3)', 'magnitude_aware')
     """
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(part.strip() for part in _COMMA.split(text) if part.strip())
+
+
+_COMMA = re.compile(r",(?![^()]*\))")
 
 
 def brought(options: Any) -> None:

@@ -132,7 +132,9 @@ def sample_rows(sat: Sat, calls: int) -> pa.Table:
             "recipe": [sat.recipe] * len(named),
             "status": [outcome.status for outcome in sat.outcomes],
             "reason": [outcome.reason for outcome in sat.outcomes],
-            "network_calls": [calls * sat.bank.branches] * len(named),
+            "network_calls": [
+                calls * sat.bank.branches + outcome.before for outcome in sat.outcomes
+            ],
             "seconds": [outcome.seconds for outcome in sat.outcomes],
             "image": whole,
         }

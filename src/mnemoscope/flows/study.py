@@ -3,7 +3,7 @@
 Flow of `run`: load model and prompts, say the price, run the units that are not on disk yet, then
 derive severity and the mechanism's tables from what was recorded.
 
-Contents: `Study`, `run`, `derive`.
+Contents: `Study`, `run`, `derived`.
 """
 
 import hashlib
@@ -79,6 +79,9 @@ from mnemoscope.sampling.loop import Progress
 from mnemoscope.sampling.recipe import Recipe, Sampling, checked_guidance
 from mnemoscope.severity.grade import assess
 from mnemoscope.similarity import Index, Similarity, get_similarity
+
+Derive = Callable[[Writer, Manifest, Mapping[str, Similarity]], None]
+"""Writes the tables that are arithmetic on the others."""
 
 Notify = Callable[[str], None]
 """Told one line at a time what is going on."""
@@ -166,6 +169,8 @@ def run(
     study: Study,
     *,
     model: Any = None,
+    work: "type[StudyWorker] | None" = None,
+    derive: Derive | None = None,
     notify: Notify | None = None,
     progress: bool = False,
 ) -> Run:
@@ -174,6 +179,8 @@ def run(
     Args:
         study: The study.
         model: Its model, if it is loaded already; a pipeline object does as well.
+        work: What does its units.
+        derive: Writes the derived tables.
         notify: Told the price first, then what was found on disk and what is done.
         progress: Whether to draw a progress bar on standard error.
 
@@ -187,12 +194,13 @@ def run(
         KeyboardInterrupt: If it was interrupted; the same study continues where it stopped.
     """
     say = notify or (lambda line: None)
-    prompts, known = _prompts(study)
+    prompts, known = study_prompts(study)
     detectors = choose(study.detectors)
     measures = {name: _similarity(study, name) for name in study.similarity}
     model = loaded(study) if model is None else as_model(model)
     with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False, delay=DELAY) as bar:
-        worker = StudyWorker(study, model, detectors, lambda rows: _update(bar, rows))
+        made = work or StudyWorker
+        worker = made(study, model, detectors, lambda rows: _update(bar, rows))
         worker.know(prompts, References(known, model.image_size), measures)
         manifest = worker.manifest(prompts)
         with Writer.open(Path(study.out), manifest) as writer:
@@ -210,11 +218,11 @@ def run(
                 bar.reset(worker.calls(prompts) * len(left) // max(every, 1))
                 todo = (unit for unit in worker.units(prompts) if unit.name not in done)
                 execute(writer, worker, todo, overlap=model.device.type != "cpu")
-                derive(writer, manifest, measures)
+                (derive or derived)(writer, manifest, measures)
             return writer.close(manifest, "complete")
 
 
-def derive(
+def derived(
     writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity] | None = None
 ) -> None:
     """Write the tables that are arithmetic on the others; no network is called."""
@@ -445,7 +453,7 @@ def _similarity(study: Study, name: str) -> Similarity:
     return get_similarity(name, weights=study.sscd if name.startswith("sscd") else None)
 
 
-def _prompts(study: Study) -> tuple[PromptList, PromptList]:
+def study_prompts(study: Study) -> tuple[PromptList, PromptList]:
     """Return the study's prompts, and those whose images are known."""
     if study.subset is None or study.prompts is not None:
         if study.subset is not None:

@@ -1,6 +1,6 @@
 """A mitigation is an intervention that keeps a model from reproducing its training data.
 
-One file a method; each defines a concrete subclass of `mnemoscope.sampling.hooks.Intervention`.
+One file a method; each defines a concrete subclass of `mnemoscope.mitigations.base.Mitigation`.
 
 Contents: `all_mitigations`, `get_mitigation`, `parse`.
 """
@@ -12,23 +12,27 @@ from functools import cache
 from typing import Any
 
 from mnemoscope.errors import InputError, did_you_mean
+from mnemoscope.mitigations.base import Mitigation
 from mnemoscope.registry import classes, named, pick
+from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention
 
 _CALL = re.compile(r"\s*([\w:.-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_PLUS = re.compile(r"\+(?![^()]*\))")
+"""A plus that stands within no brackets."""
 
 
 @cache
-def _known() -> Mapping[str, type[Intervention]]:
-    return named(((kind.name, kind) for kind in classes(__name__, Intervention)), "mitigation")
+def _known() -> Mapping[str, type[Mitigation]]:
+    return named(((kind.name, kind) for kind in classes(__name__, Mitigation)), "mitigation")
 
 
-def all_mitigations() -> Mapping[str, type[Intervention]]:
+def all_mitigations() -> Mapping[str, type[Mitigation]]:
     """Return every mitigation by name."""
     return _known()
 
 
-def get_mitigation(name: str) -> type[Intervention]:
+def get_mitigation(name: str) -> type[Mitigation]:
     """Return a mitigation by its name.
 
     Raises:
@@ -41,19 +45,27 @@ def parse(text: str) -> Intervention:
     """Make an intervention of what a command line says: a name, and settings in brackets.
 
     Args:
-        text: Such as "guidance_interval" or "guidance_interval(start=0.2,stop=0.9)".
+        text: Such as "guidance_interval" or "guidance_interval(strength=0.2,stop=0.9)"; several
+            with a plus between act one after the other.
 
     Raises:
         InputError: If the name or a setting is unknown, or a value does not fit.
 
-    >>> parse("guidance_interval(start=0.25)").start
+    >>> parse("guidance_interval(strength=0.25)").strength
     0.25
+    >>> str(parse("embedding_noise+guidance_interval(stop=0.9)"))
+    'embedding_noise(strength=0.1)+guidance_interval(strength=0.2,stop=0.9)'
     """
+    parts = _PLUS.split(text)
+    return _one(text) if len(parts) == 1 else Chain(tuple(map(_one, parts)))
+
+
+def _one(text: str) -> Mitigation:
     found = _CALL.fullmatch(text)
     if found is None:
         raise InputError(
             f"intervention {text!r} given; expected a name with settings, such as "
-            "'guidance_interval(start=0.2)'"
+            "'guidance_interval(strength=0.2)'"
         )
     kind = get_mitigation(found[1])
     known = {setting.name: setting for setting in fields(kind)}
@@ -71,11 +83,11 @@ def parse(text: str) -> Intervention:
 
 
 def _value(text: str, name: str, value: str, kind: Any) -> Any:
-    if kind is bool and value in ("True", "False", "true", "false"):
-        return value.lower() == "true"
     try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
         return value if kind is str else kind(value)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         expected = getattr(kind, "__name__", str(kind))
         raise InputError(
             f"intervention {text!r}: {name} must be {expected}, got {value!r}"

@@ -86,6 +86,11 @@ class Model(Protocol):
         ...
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Return the text of every token, special ones left out; empty where there is none."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Return the sha256 over its weights, 64 hex digits."""
         ...

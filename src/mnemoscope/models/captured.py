@@ -16,6 +16,7 @@ import copy
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -294,6 +295,16 @@ class Captured(Family):
         checked_text([prompt])
         ids = self.tokenizer([prompt], truncation=True, max_length=self.window).input_ids[0]
         return [str(self.tokenizer.decode([piece])).strip() for piece in ids]
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Return the text of every token, special ones left out; empty where there is none."""
+        if self.tokenizer is None:
+            return ()
+        marks = set(self.tokenizer.all_special_ids)
+        ids = [[piece] for piece in range(len(self.tokenizer)) if piece not in marks]
+        texts = (str(text).strip() for text in self.tokenizer.batch_decode(ids))
+        return tuple(text for text in texts if text)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """Say which prompts are longer than the window with its begin and end mark."""

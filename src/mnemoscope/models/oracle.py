@@ -134,6 +134,7 @@ class Oracle:
     """
 
     has_uncond = True
+    words: tuple[str, ...] = ()
     guidance: Guidance = "free"
     no_uncond = ""
     window = 77

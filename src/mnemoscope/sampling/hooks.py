@@ -10,10 +10,11 @@ Flow of a sample, with what is the identity unless overridden::
     guided = u + g·(c - u)                         the guide where none is given
 
 An intervention may ask for further conditions, `branches`, which are evaluated in the same network
-call as the others and paid for. Observers see every call and write nothing.
+call as the others and paid for. Before the first call it may ask the network itself, with gradients
+if need be (`Start.predict`), which is counted. Observers see every call and write nothing.
 
-Contents: `Intervention`, `Step`, `Attended`, `Encode`; `ask` and `checked`, by which a hook is
-called.
+Contents: `Intervention`, `Start`, `Step`, `Attended`, `Encode`; `ask` and `checked`, by which a
+hook is called.
 """
 
 from abc import ABC
@@ -22,7 +23,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mnemoscope.core.predict import Kind, Prediction, combine, to_raw
@@ -38,6 +40,62 @@ Encode = Callable[[Sequence[str]], Condition]
 NO_BRANCHES: Mapping[str, Condition] = MappingProxyType({})
 
 
+Predict = Callable[[Latents, Condition, Int[Tensor, " row"]], Prediction]
+"""Asks the network at the first call: states, their conditions, and the samples they belong to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is known before the first call.
+
+    Attributes:
+        prompts: The texts, one a sample.
+        cond: Their conditions, as far as they have been changed.
+        uncond: The empty prompt, one row a sample.
+        noise: Unit normal noise, as far as it has been changed.
+        seeds: Seed of each sample's generator; what is drawn from it depends on no other sample.
+        points: Where the network will be called.
+        encode: Turns prompts into conditions.
+        words: Tells the text of every token that the model knows; none where it has none.
+        predict: Asks the network at the first call, for states in the unit form. Differentiable
+            where gradients are enabled; a row costs one network call, and two more where its
+            estimates carry a gradient.
+    """
+
+    prompts: tuple[str, ...]
+    cond: Condition
+    uncond: Condition
+    noise: Latents
+    seeds: tuple[int, ...]
+    points: tuple[Point, ...]
+    encode: Encode
+    words: Callable[[], tuple[str, ...]]
+    predict: Predict
+
+    @property
+    def rows(self) -> Int[Tensor, " row"]:
+        """Return the number of each sample."""
+        return torch.arange(len(self.noise))
+
+    def gap(
+        self,
+        x: Latents,
+        cond: Condition | None = None,
+        rows: Int[Tensor, " row"] | None = None,
+    ) -> Latents:
+        """Return the gap of the noise estimates, cond - uncond, at the first call.
+
+        Args:
+            x: States, unit form.
+            cond: Their conditions; those of the prompts where not given.
+            rows: Samples they belong to; all of them where not given.
+        """
+        rows = self.rows if rows is None else rows
+        cond = self.cond.take(rows) if cond is None else cond
+        of = self.predict(x, cond, rows).eps
+        return of - self.predict(x, self.uncond.take(rows), rows).eps
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """What a guide sees at a call.
@@ -50,6 +108,8 @@ class Step:
         raw: Raw outputs by branch: "cond", "uncond", and those the intervention asked for.
         guidance: Guidance scale g of the recipe.
         history: Earlier calls of the path, the latest last, as many as the intervention remembers.
+        groups: Number of each sample's prompt, the same for all of its seeds; None where unknown.
+        start: The first call of the path; None at the first call itself.
     """
 
     point: Point
@@ -59,6 +119,18 @@ class Step:
     raw: Mapping[str, Latents]
     guidance: float
     history: tuple["Step", ...] = ()
+    groups: Int[Tensor, " sample"] | None = None
+    start: "Step | None" = None
+
+    @property
+    def first(self) -> "Step":
+        """Return the first call of the path, which may be this one."""
+        return self.start or self
+
+    @property
+    def share(self) -> float:
+        """Return which share of the path's calls has been made."""
+        return self.point.call / self.calls
 
     def prediction(self, branch: str) -> Prediction:
         """Return the clean and the noise estimate of a branch."""
@@ -77,8 +149,12 @@ class Step:
         """
         scale = self.guidance if guidance is None else guidance
         if isinstance(scale, Tensor):
-            scale = scale.to(self.x).reshape(-1, *[1] * (self.x.ndim - 1))
+            scale = self.each(scale).to(self.x)
         return combine(self.raw["uncond"], self.raw["cond"], scale)
+
+    def each(self, values: Shaped[Tensor, " sample"]) -> Shaped[Tensor, "sample *ones"]:
+        """Return one value a sample in the dimensions of the states, to be multiplied by them."""
+        return values.reshape(-1, *[1] * (self.x.ndim - 1)).to(self.x.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,23 +190,26 @@ class Intervention(ABC):
     """How many earlier calls a guide is shown."""
     branches_asked: ClassVar[tuple[str, ...]] = ()
     """Names of the further branches it needs, one network row a sample and call each."""
+    together: ClassVar[bool] = False
+    """Whether it takes all samples of a prompt at once; they then share a batch, and a fate."""
 
-    def condition(self, prompts: Sequence[str], cond: Condition, encode: Encode) -> Condition:
+    @property
+    def calls_before(self) -> int:
+        """Return the most network calls it makes a sample before the path; a gradient is two."""
+        return 0
+
+    def condition(self, start: Start) -> Condition:
         """Return what the prompts become; rows stay rows."""
-        del prompts, encode
-        return cond
+        return start.cond
 
-    def branches(
-        self, prompts: Sequence[str], cond: Condition, encode: Encode
-    ) -> Mapping[str, Condition]:
+    def branches(self, start: Start) -> Mapping[str, Condition]:
         """Return the further conditions, by the names in `branches_asked`."""
-        del prompts, cond, encode
+        del start
         return NO_BRANCHES
 
-    def noise(self, noise: Latents, prompts: Sequence[str]) -> Latents:
+    def noise(self, start: Start) -> Latents:
         """Return what the path starts from, unit normal as the noise it is given."""
-        del prompts
-        return noise
+        return start.noise
 
     def guide(self, step: Step) -> Latents:
         """Return the raw output the scheduler is given; classifier-free guidance by default."""

@@ -15,7 +15,7 @@ Contents: `Denoiser`, `generators_of`, `initial_noise`, `points_of`, `sample`, `
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -23,12 +23,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mnemoscope.core.level import Level, levels_of
-from mnemoscope.core.predict import Kind, Prediction
+from mnemoscope.core.predict import Kind, Prediction, shown
 from mnemoscope.core.record import Call, Point
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.sampling.attention import Watch, Wheel, steered
 from mnemoscope.sampling.condition import Condition, cat
-from mnemoscope.sampling.hooks import Intervention, Step, ask, checked
+from mnemoscope.sampling.hooks import Intervention, Start, Step, ask, checked
 
 Latents = Float[Tensor, "sample *latent"]
 
@@ -80,12 +80,16 @@ class Branches:
         uncond: The empty prompt, one row a sample; None for a model without such a branch.
         prompts: The texts, one a sample, which interventions are told.
         end: Position of the end token of each prompt; None where it is of no interest.
+        groups: Number of each sample's prompt; None where it is of no interest.
+        words: Tells the text of every token, for an intervention that draws some.
     """
 
     cond: Condition
     uncond: Condition | None = None
     prompts: tuple[str, ...] = ()
     end: Int[Tensor, " sample"] | None = None
+    groups: Int[Tensor, " sample"] | None = None
+    words: Callable[[], tuple[str, ...]] = tuple
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,13 @@ class Sampled:
         latents: Final latents, in the scheduler's own scale (the unit form at a clean final state).
         nonfinite: Index of the first call with a number that is not finite; the number of calls if
             only the final latents have one; -1 where every number was finite.
+        before: Network calls an intervention made for each sample before the path; a gradient
+            counts as two.
     """
 
     latents: Latents
     nonfinite: Int[Tensor, " sample"]
+    before: Int[Tensor, " sample"]
 
     @property
     def ok(self) -> Bool[Tensor, " sample"]:
@@ -226,18 +233,21 @@ def sample(
     both = guidance > 1 or intervention is not None
     if both and branches.uncond is None:
         raise ModelError("this model has no unconditional branch; sample it with guidance 1")
+    scheduler = copy.deepcopy(scheduler)
+    levels = levels_of(scheduler)
+    before = torch.zeros(len(noise), dtype=torch.int64)
     if intervention is None:
         conditions = {"cond": branches.cond}
     else:
-        noise, conditions = _prepared(intervention, noise, branches, encode)
+        start = _start(denoiser, scheduler, noise, branches, generators, encode, before)
+        noise, conditions = _prepared(intervention, start)
     if branches.uncond is not None and (both or observers):
         conditions["uncond"] = branches.uncond
-    scheduler = copy.deepcopy(scheduler)
-    levels = levels_of(scheduler)
     arguments = step_arguments(scheduler, generators, eta)
     timesteps = scheduler.timesteps
     nonfinite = torch.full((len(noise),), -1, dtype=torch.int64, device=noise.device)
     history: tuple[Step, ...] = ()
+    first: Step | None = None
 
     def mark(fine: Tensor, call: int) -> Tensor:
         return torch.where((nonfinite < 0) & ~fine, call, nonfinite)
@@ -252,11 +262,22 @@ def sample(
             unit = x / level.scale.to(x)
             used = raw["cond"]
             if both:
-                step = Step(point, len(timesteps), unit, denoiser.kind, raw, guidance, history)
+                step = Step(
+                    point,
+                    len(timesteps),
+                    unit,
+                    denoiser.kind,
+                    raw,
+                    guidance,
+                    history,
+                    branches.groups,
+                    first,
+                )
                 if intervention is None:
                     used = step.guided()
                 else:
                     used = checked(intervention, "guide", ask(intervention, "guide", step), used)
+                    first = first or step
                     if intervention.memory:
                         history = (*history, step)[-intervention.memory :]
             # A sum is finite only where all of its parts are.
@@ -268,7 +289,7 @@ def sample(
             if calls is not None and i + 1 >= calls:
                 break
             x = scheduler.step(used, t, x, **arguments, return_dict=False)[0]
-    return Sampled(x, mark(finite(x), len(timesteps)).cpu())
+    return Sampled(x, mark(finite(x), len(timesteps)).cpu(), before)
 
 
 @dataclass
@@ -333,23 +354,50 @@ def _seen(
     return Call(point, unit, cond, of.pop("uncond", None), guided, of)
 
 
-def _prepared(
-    intervention: Intervention,
+def _start(
+    denoiser: Denoiser,
+    scheduler: Any,
     noise: Latents,
     branches: Branches,
+    generators: Sequence[torch.Generator] | None,
     encode: Callable[[Sequence[str]], Condition] | None,
-) -> tuple[Latents, dict[str, Condition]]:
-    """Let an intervention act before the first call."""
+    spent: Int[Tensor, " sample"],
+) -> Start:
+    """Return what an intervention is told before the first call; what it asks adds to `spent`."""
+    points = tuple(point.to(noise) for point in points_of(scheduler))
+    kind, level = denoiser.kind, points[0].level
 
     def told(prompts: Sequence[str]) -> Condition:
         if encode is None:
-            raise InputError(f"{intervention} encodes prompts; pass `encode` to `sample`")
+            raise InputError("an intervention encodes prompts; pass `encode` to `sample`")
         return encode(prompts)
 
-    prompts, rows = branches.prompts, len(branches.cond)
-    cond = ask(intervention, "condition", prompts, branches.cond, told)
+    def predict(x: Latents, condition: Condition, rows: Int[Tensor, " row"]) -> Prediction:
+        raw = denoiser(shown(kind, x, level), points[0].timestep, condition)
+        spent.index_add_(0, rows.cpu(), torch.full((len(rows),), 3 if raw.requires_grad else 1))
+        return Prediction.from_raw(kind, raw, x.to(raw), level)
+
+    assert branches.uncond is not None, "checked before"
+    return Start(
+        branches.prompts,
+        branches.cond,
+        branches.uncond,
+        noise,
+        tuple(generator.initial_seed() for generator in generators or ()),
+        points,
+        told,
+        branches.words,
+        predict,
+    )
+
+
+def _prepared(intervention: Intervention, start: Start) -> tuple[Latents, dict[str, Condition]]:
+    """Let an intervention act before the first call."""
+    rows = len(start.noise)
+    cond = ask(intervention, "condition", start)
     _of_rows(intervention, "condition", cond, rows)
-    others = ask(intervention, "branches", prompts, cond, told)
+    start = replace(start, cond=cond)
+    others = ask(intervention, "branches", start)
     if {"cond", "uncond"} & set(intervention.branches_asked):
         raise InputError(
             f"{intervention} asks for branches {intervention.branches_asked}; 'cond' and 'uncond' "
@@ -363,8 +411,8 @@ def _prepared(
         )
     for other in others.values():
         _of_rows(intervention, "branches", other, rows)
-    start = checked(intervention, "noise", ask(intervention, "noise", noise, prompts), noise)
-    return start, {"cond": cond, **others}
+    noise = checked(intervention, "noise", ask(intervention, "noise", start), start.noise)
+    return noise, {"cond": cond, **others}
 
 
 def _of_rows(intervention: Intervention, hook: str, made: Any, rows: int) -> None:

@@ -43,7 +43,7 @@ class Sampling:
         "of the list.",
     )
     intervention: Intervention | None = option(
-        None, "What steers the sampler, such as 'guidance_interval(start=0.2)'."
+        None, "What steers the sampler, such as 'guidance_interval(strength=0.2)'."
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,192 @@
+"""The comparison of mitigations end to end, on a perfect memorizer whose truth is known."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mnemoscope.errors import InputError
+from mnemoscope.flows.comparison import (
+    Comparing,
+    TrialWorker,
+    chosen,
+    compare_mitigations,
+    mechanism_of,
+    summary,
+)
+from mnemoscope.mitigations import all_mitigations, parse
+from mnemoscope.models import load_model
+from mnemoscope.runs.folder import open_run
+from mnemoscope.runs.tables import TABLES
+from tests.flows.test_bench import prompts as listed
+
+METHODS = (
+    "static_transition(strength=1)",
+    "gated_opposite(strength=3)",
+    "noise_adjustment(strength=0.5,rounds=1,wait=0)",
+)
+STEPS, SEEDS = 8, 2
+
+prompts = listed
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("oracle:memorizer")
+
+
+def go(model, prompts, out, **more):
+    options = {"mitigations": METHODS, "seeds": SEEDS, "steps": STEPS, "out": out} | more
+    return compare_mitigations(model, prompts, **options)
+
+
+@pytest.fixture(scope="module")
+def found(model, prompts, tmp_path_factory):
+    return go(model, prompts, tmp_path_factory.mktemp("mitigations") / "out")
+
+
+def value(found, setting, population, metric, gated=False):
+    (row,) = [
+        row
+        for row in found.rows
+        if row.outcome.setting.startswith(setting)
+        and bool(row.outcome.setting) == bool(setting)
+        and (row.population, row.metric) == (population, metric)
+        and row.outcome.gated == gated
+    ]
+    return row
+
+
+def test_plain_guidance_reproduces_every_target_and_no_stranger(found):
+    assert found.truth.memorized.tolist() == [True] * 8 + [False] * 8
+    for metric in ("reproduced", "copies"):
+        assert value(found, "", "memorized", metric).value.value == 1
+    assert value(found, "", "others", "identical").value.value == 1
+
+
+def test_without_the_prompt_nothing_is_reproduced_but_by_chance(found):
+    row = value(found, "static_transition", "memorized", "reproduced")
+    # Without the prompt a sample ends on one of 64 targets, whichever the noise is near.
+    assert row.value.value < 0.2
+    assert row.change.value == row.value.value - 1
+    assert row.change.high < -0.5
+    assert value(found, "static_transition", "memorized", "severity").change.value < 0
+
+
+def test_behind_the_detector_others_are_left_bit_for_bit(found):
+    assert value(found, "static_transition", "others", "identical").value.value < 1
+    gated = value(found, "static_transition", "others", "identical", gated=True)
+    assert gated.value.value == 1
+    behind = value(found, "static_transition", "memorized", "reproduced", gated=True)
+    assert behind.value.value < 1
+
+
+def test_thresholds_are_set_on_ordinary_prompts_and_used(found):
+    assert set(found.thresholds) == {"threshold", "target"}
+    told = [row.outcome.setting for row in found.rows]
+    threshold = found.thresholds["threshold"]
+    assert any(f"gated_opposite(strength=3.0,threshold={threshold}" in name for name in told)
+
+
+def test_the_price_is_what_was_called(found):
+    path = 2 * STEPS
+    assert value(found, "", "others", "network_calls").value.value == path
+    assert value(found, "gated", "others", "network_calls").value.value == path
+    assert value(found, "noise_adj", "others", "network_calls").value.value == path + 4
+
+
+def test_the_folder_holds_what_is_said(found, model):
+    with pq.ParquetFile(found.path / "mitigations.parquet") as file:
+        table = file.read()
+    assert table.schema.equals(TABLES["mitigations"].schema)
+    assert table.num_rows == len(found.rows)
+    facts = json.loads((found.path / "bench.json").read_text())
+    assert facts["model"]["digest"] == model.digest
+    assert (facts["memorized"], facts["others"], facts["left_out"]) == (8, 8, 0)
+    text = (found.path / "mitigations.md").read_text()
+    assert text == summary(found)
+    assert "`static_transition(strength=1.0)`" in text
+    assert "no judge" in text
+    assert (found.path / "mitigations-price.png").stat().st_size > 1000
+
+
+def test_an_interrupted_comparison_goes_on(found, model, prompts, monkeypatch, tmp_path):
+    out, done = tmp_path / "out", []
+    inner = TrialWorker.gather
+
+    def stop(self, unit):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(unit.name)
+        return inner(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialWorker, "gather", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go(model, prompts, out)
+    asked = []
+
+    def count(self, unit):
+        asked.append(unit.name)
+        return inner(self, unit)
+
+    monkeypatch.setattr(TrialWorker, "gather", count)
+    again = go(model, prompts, out)
+    assert not set(done) & set(asked)
+    for metric in ("reproduced", "severity", "network_calls"):
+        for method in ("static", "gated"):
+            rows = [value(one, method, "memorized", metric) for one in (found, again)]
+            assert rows[0].value == rows[1].value
+
+
+def test_effects_are_those_of_the_record(found):
+    run = open_run(found.path / "trial")
+    effects = {
+        (row["prompt_id"], row["seed"], row["recipe"]): row
+        for row in run.table("effects").to_pylist()
+    }
+    assert len(effects) == 16 * SEEDS * 3
+    gram, keys = open_run(found.path / "study").gram(law="path", guidance=7.5)
+    told = mechanism_of(gram)
+    # The perfect memorizer: the estimate under guidance is u + g(x - u), whose weight on x is > 1.
+    whose = np.asarray(keys["prompt_id"])
+    mine = np.isin(whose, [f"q{at:02d}" for at in range(8)])
+    assert (told["k"][mine] > 5).all()
+    weights = gram.states().fit("x", ["target", "x_T"]).weights
+    above = (weights[..., 0] - gram.states().level.alpha).max(dim=1).values
+    np.testing.assert_allclose(told["w0"], above.numpy())
+
+
+def test_all_stands_for_every_method_that_needs_no_file():
+    names = {one.name for one in chosen(("all",))}
+    assert names == {name for name, kind in all_mitigations().items() if not kind.files}
+    both = chosen(("guard", "embedding_noise+guidance_interval"))
+    assert [str(one) for one in both][1].startswith("embedding_noise(strength=0.1)+guidance")
+
+
+def test_options_are_split_outside_brackets_and_checked():
+    asked = Comparing.of_options({"mitigations": "guard(strength=1,factor=0.5), tangential"})
+    assert asked.mitigations == ("guard(strength=1,factor=0.5)", "tangential")
+    with pytest.raises(InputError, match="name what is compared"):
+        Comparing(intervention=parse("tangential"))
+    with pytest.raises(InputError, match="Did you mean"):
+        chosen(("tangentiel",))
+
+
+def test_a_study_that_cannot_be_paired_is_refused(found, model, prompts, tmp_path):
+    run = open_run(found.path / "study")
+    with pytest.raises(InputError, match="seeds"):
+        go(model, prompts, tmp_path, run=run, seeds=3)
+    with pytest.raises(InputError, match="another model"):
+        go(load_model("oracle:mixture"), prompts, tmp_path, run=run)
+
+
+def test_nothing_memorized_is_said_before_the_sampling(model, prompts, tmp_path):
+    strangers = tmp_path / "strangers.jsonl"
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()][8:]
+    rows = [row | {"image": str(prompts.parent / row["image"])} for row in rows]
+    strangers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="needs both classes"):
+        go(model, strangers, tmp_path / "out")
+    assert not (tmp_path / "out" / "trial").exists()
