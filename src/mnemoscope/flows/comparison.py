@@ -363,6 +363,13 @@ def _graded(writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity]
     writer.append("severity", assess(Run(writer.path, manifest), loaded=loaded))
 
 
+def _rows(run: Run, name: str, recipe: str) -> list[dict[str, Any]]:
+    """Return the rows of a table that are of a recipe; a run may hold a hundred of them."""
+    # A unit is named by where it begins in the list and by its recipe.
+    units = [unit for unit in run.units(name) if unit.endswith(f"-{recipe}")]
+    return [row for unit in units for row in run.part(name, unit).to_pylist()]
+
+
 class _Samples:
     """Brings the samples of runs into one order: prompts as the truth has them, seeds within.
 
@@ -398,7 +405,7 @@ class _Samples:
 
     def outcome(self, run: Run, recipe: str, by: Any, base: Outcome | None = None) -> Outcome:
         """Return the outcome under one recipe of a run."""
-        rows = [row for row in run.table("samples").to_pylist() if row["recipe"] == recipe]
+        rows = _rows(run, "samples", recipe)
         values = {name: self._empty() for name in ("network_calls", "seconds", "saturation")}
         images: Tensor | None = None
         for row in rows:
@@ -434,11 +441,9 @@ class _Samples:
     def _similar(self, run: Run, recipe: str) -> dict[str, Values]:
         own = {measure: self._empty() for measure in self.measures}
         near = {measure: self._empty() for measure in self.measures}
-        for row in run.table("similarities").to_pylist():
-            if row["recipe"] != recipe or row["measure"] not in self.measures:
-                continue
+        for row in _rows(run, "similarities", recipe):
             place = self.place.get(row["prompt_id"])
-            if place is None or row["value"] is None:
+            if row["measure"] not in self.measures or place is None or row["value"] is None:
                 continue
             side = own if row["relation"] == "own" else near
             held = side[row["measure"]]
@@ -499,11 +504,9 @@ class _Samples:
             told = mechanism_of(gram)
             rows = zip(keys["prompt_id"], keys["seed"], *told.values(), strict=True)
         else:
-            table_ = run.table("effects").to_pylist()
             rows = (
                 (row["prompt_id"], row["seed"], row["k"], row["w0"], row["wT"])
-                for row in table_
-                if row["recipe"] == recipe
+                for row in _rows(run, "effects", recipe)
             )
         for prompt, seed, *numbers in rows:
             if prompt in self.place:

@@ -1,1 +1,1 @@
-"""The ranking package holds scores of detectors against what sampling showed."""
+"""The ranking package holds detectors and mitigations against what sampling showed."""
