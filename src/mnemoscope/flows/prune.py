@@ -102,7 +102,7 @@ def pruned(
         for name, layer in layers.items()
     }
     copied = copy.deepcopy(pipeline)
-    made = load_model(copied, device=model.device)
+    made = load_model(copied, device=str(model.device))
     for name, layer in _layers(manner(made.denoiser, "network")).items():
         layer.weight.data[masks[name].to(layer.weight.device)] = 0
     return Pruned(made, masks)
@@ -184,10 +184,10 @@ def _seen(
         rows = slice(place * samples, (place + 1) * samples) if joint else slice(None)
         seen[name].append(given[rows].detach().flatten(0, -2).double().square().sum(dim=0).cpu())
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
-        for name, layer in layers.items()
-    ]
+    def hook(name: str) -> Any:
+        return lambda module, given: look(name, given[0])
+
+    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:

@@ -31,7 +31,7 @@ class GatedOpposite(Mitigation):
 
     name: ClassVar[str] = "gated_opposite"
     source: ClassVar[str] = "ours, after Jain et al. 2025 (OG) and Wen et al. 2024 (the score)"
-    strengths: ClassVar[tuple[float, ...]] = (0, 1, 3, 5, 8)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 1.0, 3.0, 5.0, 8.0)
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 
     strength: float = 3.0

@@ -43,7 +43,7 @@ class Guard(Mitigation):
 
     name: ClassVar[str] = "guard"
     source: ClassVar[str] = "Zhao et al. 2026, CA-in-GUARD, arXiv 2603.00133"
-    strengths: ClassVar[tuple[float, ...]] = (0, 1, 2, 4, 8)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 1.0, 2.0, 4.0, 8.0)
     branches_asked: ClassVar[tuple[str, ...]] = ("attenuated",)
 
     strength: float = 2.0

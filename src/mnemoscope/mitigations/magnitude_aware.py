@@ -22,7 +22,7 @@ class MagnitudeAware(Mitigation):
 
     name: ClassVar[str] = "magnitude_aware"
     source: ClassVar[str] = "MAMBO-G, arXiv 2508.03442"
-    strengths: ClassVar[tuple[float, ...]] = (2, 4, 8, 16, 32)
+    strengths: ClassVar[tuple[float, ...]] = (2.0, 4.0, 8.0, 16.0, 32.0)
     neutral: ClassVar[float | None] = 0.0
 
     strength: float = 8.0

@@ -30,7 +30,7 @@ class OppositeGuidance(Mitigation):
 
     name: ClassVar[str] = "opposite_guidance"
     source: ClassVar[str] = "Jain et al. 2025, OG"
-    strengths: ClassVar[tuple[float, ...]] = (0, 1, 2, 3, 5)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 1.0, 2.0, 3.0, 5.0)
     memory: ClassVar[int] = 1000
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 

@@ -31,7 +31,7 @@ class PaddingMasking(Mitigation):
 
     name: ClassVar[str] = "padding_masking"
     source: ClassVar[str] = "Kim & No 2026, arXiv 2605.02908"
-    strengths: ClassVar[tuple[float, ...]] = (0, 0.5, 0.9, 1.0)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 0.5, 0.9, 1.0)
     bounds: ClassVar[Bounds] = {"strength": (0.0, 1.0)}
 
     strength: float = 0.5

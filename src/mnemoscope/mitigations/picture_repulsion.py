@@ -34,7 +34,7 @@ class PictureRepulsion(Mitigation):
 
     name: ClassVar[str] = "picture_repulsion"
     source: ClassVar[str] = "ours"
-    strengths: ClassVar[tuple[float, ...]] = (0, 1, 3, 5, 8)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 1.0, 3.0, 5.0, 8.0)
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 
     strength: float = 3.0

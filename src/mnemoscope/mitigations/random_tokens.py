@@ -26,7 +26,7 @@ class RandomTokens(Mitigation):
 
     name: ClassVar[str] = "random_tokens"
     source: ClassVar[str] = "Somepalli et al. 2023, RTA"
-    strengths: ClassVar[tuple[float, ...]] = (1, 2, 4, 6, 8)
+    strengths: ClassVar[tuple[float, ...]] = (1.0, 2.0, 4.0, 6.0, 8.0)
     neutral: ClassVar[float | None] = 0.0
 
     strength: float = 4.0

@@ -34,7 +34,7 @@ class SeedConsensus(Mitigation):
 
     name: ClassVar[str] = "seed_consensus"
     source: ClassVar[str] = "ours"
-    strengths: ClassVar[tuple[float, ...]] = (0, 0.5, 1, 2)
+    strengths: ClassVar[tuple[float, ...]] = (0.0, 0.5, 1.0, 2.0)
     together: ClassVar[bool] = True
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 

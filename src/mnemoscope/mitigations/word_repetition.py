@@ -25,7 +25,7 @@ class WordRepetition(Mitigation):
 
     name: ClassVar[str] = "word_repetition"
     source: ClassVar[str] = "Somepalli et al. 2023, CWR"
-    strengths: ClassVar[tuple[float, ...]] = (1, 2, 4, 6, 8)
+    strengths: ClassVar[tuple[float, ...]] = (1.0, 2.0, 4.0, 6.0, 8.0)
     neutral: ClassVar[float | None] = 0.0
 
     strength: float = 4.0

@@ -296,9 +296,13 @@ class Captured(Family):
         ids = self.tokenizer([prompt], truncation=True, max_length=self.window).input_ids[0]
         return [str(self.tokenizer.decode([piece])).strip() for piece in ids]
 
-    @cached_property
+    @property
     def words(self) -> tuple[str, ...]:
         """Return the text of every token, special ones left out; empty where there is none."""
+        return self._words
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
         if self.tokenizer is None:
             return ()
         marks = set(self.tokenizer.all_special_ids)
