@@ -163,6 +163,8 @@ def test_all_stands_for_every_method_that_needs_no_file():
     assert names == {name for name, kind in all_mitigations().items() if not kind.files}
     both = chosen(("guard", "embedding_noise+guidance_interval"))
     assert [str(one) for one in both][1].startswith("embedding_noise(strength=0.1)+guidance")
+    assert set(both.values()) == {False}
+    assert chosen(("guard(strength=2)",))[parse("guard")]
 
 
 def test_options_are_split_outside_brackets_and_checked():
@@ -183,10 +185,8 @@ def test_a_study_that_cannot_be_paired_is_refused(found, model, prompts, tmp_pat
 
 
 def test_nothing_memorized_is_said_before_the_sampling(model, prompts, tmp_path):
-    strangers = tmp_path / "strangers.jsonl"
-    rows = [json.loads(line) for line in prompts.read_text().splitlines()][8:]
-    rows = [row | {"image": str(prompts.parent / row["image"])} for row in rows]
-    strangers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strangers = prompts.with_name("strangers.jsonl")
+    strangers.write_text("\n".join(prompts.read_text().splitlines()[8:]) + "\n")
     with pytest.raises(InputError, match="needs both classes"):
         go(model, strangers, tmp_path / "out")
     assert not (tmp_path / "out" / "trial").exists()

@@ -66,7 +66,7 @@ def test_it_scores_as_a_guard_of_the_same_pipeline_does():
 
 def test_suspicious_samples_are_steered_as_a_guard_steers_them():
     pipe, call = modular()
-    chosen = "guidance_interval(start=0.4)"
+    chosen = "guidance_interval(strength=0.4)"
     with guard(pipe, threshold=0.0, mitigation=chosen):
         expected = call()
     bare = call()
@@ -79,7 +79,7 @@ def test_suspicious_samples_are_steered_as_a_guard_steers_them():
 def test_it_is_saved_and_loaded(tmp_path):
     pipe, call = modular()
     made = guider(
-        pipe, threshold=0.0, mitigation="guidance_interval(start=0.4)", guidance_scale=3.0
+        pipe, threshold=0.0, mitigation="guidance_interval(strength=0.4)", guidance_scale=3.0
     )
     made.save_pretrained(tmp_path)
     loaded = MemorizationGuider.from_pretrained(tmp_path)

@@ -34,7 +34,7 @@ def test_unsuspicious_images_are_the_pipelines_own(name):
 def test_suspicious_images_are_guided_by_the_mitigation(name):
     live = pipelines.GUIDED[name]()
     # Without guidance from the first call to the last, the images are those of the prompt alone.
-    with guard(live.pipe, threshold=0.0, mitigation="guidance_interval(start=0.999)"):
+    with guard(live.pipe, threshold=0.0, mitigation="guidance_interval(strength=0.999)"):
         mitigated = live.run(4.0)
     torch.testing.assert_close(mitigated, live.run(1.0), atol=2e-4, rtol=2e-3)
     assert not torch.equal(mitigated, live.run(4.0))
@@ -49,7 +49,9 @@ def test_only_the_samples_of_suspicious_prompts_change():
     assert [record.prompt for record in watched.records] == [0, 0, 1, 1]
     assert scores[0] == scores[1] != scores[2] == scores[3]
     between = (scores[0] + scores[2]) / 2
-    with guard(live.pipe, threshold=between, mitigation="guidance_interval(start=0.5)") as watched:
+    with guard(
+        live.pipe, threshold=between, mitigation="guidance_interval(strength=0.5)"
+    ) as watched:
         guarded = live.run(4.0, num_images_per_prompt=2)
     bad = [record.suspicious for record in watched.records]
     assert sorted(bad) == [False, False, True, True]

@@ -19,14 +19,14 @@ def pulling(x, condition, rows):
 
 
 def test_the_ramp_is_that_of_the_authors():
-    method = ParaphraseGuidance(floor=3, ceiling=5)
+    method = ParaphraseGuidance(floor=3.0, ceiling=5.0)
     pulls = torch.tensor([3.0, 4.0, 5.0, 9.0])
     zero = (7.5 * 3 - 5) / 6.5
     wanted = [min(7.5 * (m - zero) / (5 - zero), 7.5) for m in pulls.tolist()]
     torch.testing.assert_close(method.ramp(pulls, 7.5), torch.tensor(wanted))
     assert wanted[0] == pytest.approx(1)
     assert wanted[2] == pytest.approx(7.5)
-    twice = ParaphraseGuidance(floor=3, ceiling=5, strength=2).ramp(pulls / 2, 7.5)
+    twice = ParaphraseGuidance(floor=3.0, ceiling=5.0, strength=2.0).ramp(pulls / 2, 7.5)
     torch.testing.assert_close(twice, torch.tensor(wanted))
 
 
@@ -90,4 +90,4 @@ def test_files_that_say_nothing_are_refused(tmp_path, listed):
         with pytest.raises(InputError, match=f"{path.name}:1"):
             ParaphraseGuidance(paraphrases=str(path))
     with pytest.raises(InputError, match="floor < ceiling"):
-        ParaphraseGuidance(floor=2, ceiling=1)
+        ParaphraseGuidance(floor=2.0, ceiling=1.0)

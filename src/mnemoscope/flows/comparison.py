@@ -55,6 +55,7 @@ from mnemoscope.runs.execute import Rows, Unit
 from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
 from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 from mnemoscope.severity.grade import MASKED, assess
 from mnemoscope.severity.truth import MEMORIZED_SHARE, Truth, require_both, truth_of
@@ -234,7 +235,7 @@ def compare_mitigations(
     truth = truth_of(run, guidance=asked.guidance, measure=measure, cut=asked.cut, recipe=recipe)
     # Said before the sampling, which is what takes long.
     require_both(truth)
-    scores, thresholds = _thresholds(run, asked, truth)
+    scores, thresholds = _thresholds(run, recipe, asked.seed, truth)
     settings = _ladder(methods, thresholds, asked.ladder)
     trial = _study(asked, Trial, "trial", interventions=tuple(map(str, settings)))
     done = run_study(
@@ -261,20 +262,22 @@ def compare_mitigations(
     return found
 
 
-def chosen(names: Sequence[str]) -> tuple[Mitigation | Any, ...]:
-    """Return mitigations by name; "all" stands for every one that needs no further file.
+def chosen(names: Sequence[str]) -> dict[Intervention, bool]:
+    """Return mitigations by name, and whether their settings are to be kept.
+
+    Those given in brackets are. "all" stands for every method that needs no file of the user's.
 
     Raises:
         InputError: If a name is unknown.
     """
-    found: dict[str, Any] = {}
+    found: dict[Intervention, bool] = {}
     for name in names:
         if name == "all":
             ready = (kind() for kind in all_mitigations().values() if not kind.files)
-            found |= {str(one): one for one in ready}
+            found |= dict.fromkeys(ready, False)
         else:
-            found[str(parse(name))] = parse(name)
-    return tuple(found.values())
+            found[parse(name)] = "(" in name
+    return found
 
 
 def _study(asked: Comparing, kind: type[Any], folder: str, **more: Any) -> Any:
@@ -309,7 +312,7 @@ def _check(run: Run, asked: Comparing, model: Model) -> None:
 
 
 def _thresholds(
-    run: Run, asked: Comparing, truth: Truth
+    run: Run, recipe: str, seed: int, truth: Truth
 ) -> tuple[Float[np.ndarray, " prompt"], dict[str, float]]:
     """Return the first-call score of each prompt, and what half of the ordinary ones set.
 
@@ -317,7 +320,7 @@ def _thresholds(
         Mean score of each prompt; `threshold`, the largest score of an ordinary prompt, and
         `target`, the median gap of the noise estimates.
     """
-    gram, keys = run.gram(law="path", guidance=asked.guidance)
+    gram, keys = run.gram(law="path", recipe=recipe)
     root = gram.d**0.5
     score = (gram.square({"x0_c": 1.0, "x0_u": -1.0})[:, 0].sqrt() / root).numpy()
     gap = (gram.square("gap")[:, 0].sqrt() / root).numpy()
@@ -326,7 +329,7 @@ def _thresholds(
         [score[whose == name].mean() if (whose == name).any() else nan for name in truth.prompt_id]
     )
     ordinary = truth.judged & ~truth.memorized
-    half = ordinary & truth.half(asked.seed)
+    half = ordinary & truth.half(seed)
     # With few prompts one half may be empty.
     setting = half if half.sum() >= 5 else ordinary
     named = {name for name, here in zip(truth.prompt_id, setting, strict=True) if here}
@@ -337,25 +340,26 @@ def _thresholds(
     }
 
 
-def _ladder(methods: Sequence[Any], thresholds: Mapping[str, float], ladder: bool) -> list[Any]:
+def _ladder(
+    methods: Mapping[Intervention, bool], thresholds: Mapping[str, float], ladder: bool
+) -> list[Intervention]:
     """Return every method at every strength, with the thresholds it has a setting for.
 
-    What was given with settings of its own keeps them.
+    A threshold or a strength that was given is kept.
     """
-    found: dict[str, Any] = {}
-    for method in methods:
-        one = method
+    found: dict[str, Intervention] = {}
+    for method, kept in methods.items():
+        settings = [method]
         if isinstance(method, Mitigation):
-            default = type(method)()
+            default = type(method)().settings
             unset = {
                 name: value
                 for name, value in thresholds.items()
-                if name in method.settings and method.settings[name] == default.settings[name]
+                if name in default and method.settings[name] == default[name]
             }
             one = replace(method, **unset)
-        several = ladder and isinstance(one, Mitigation) and one.strength == type(one)().strength
-        for setting in [one.at(s) for s in one.strengths] if several else [one]:
-            found[str(setting)] = setting
+            settings = [one.at(s) for s in one.strengths] if ladder and not kept else [one]
+        found |= {str(setting): setting for setting in settings}
     return list(found.values())
 
 
@@ -499,8 +503,7 @@ class _Samples:
     def _mechanism(self, run: Run, recipe: str, plain: bool) -> dict[str, Values]:
         found = {name: self._empty() for name in ("k", "w0", "wT")}
         if plain:
-            guidance = run.recipes[recipe]["guidance"]
-            gram, keys = run.gram(law="path", guidance=guidance)
+            gram, keys = run.gram(law="path", recipe=recipe)
             told = mechanism_of(gram)
             rows = zip(keys["prompt_id"], keys["seed"], *told.values(), strict=True)
         else:

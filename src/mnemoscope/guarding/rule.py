@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mnemoscope.errors import InputError, RefusedError, did_you_mean
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 SCORE = "gap_rms:clean"
 """Score where none is named: one sample is enough for it, and it holds at pure noise as well."""
 
-DEFAULT = "guidance_interval(start=0.2)"
+DEFAULT = "picture_repulsion"
 """Mitigation where none is named."""
 
 
@@ -95,6 +96,8 @@ class Rule:
     run: int = -1
     rows: tuple[int, ...] = ()
     _history: tuple[Step, ...] = ()
+    _first: Step | None = None
+    _samples: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Find the detector."""
@@ -113,7 +116,8 @@ class Rule:
             samples: For each sample, the index of the first of the same prompt.
             unscored: Why it cannot be scored; empty where it can.
         """
-        self.run, self.rows, self._history = self.run + 1, (), ()
+        self.run, self.rows = self.run + 1, ()
+        self._history, self._first, self._samples = (), None, tuple(samples)
         groups = _groups(samples)
         if unscored:
             log.warning("not guarded: %s", unscored)
@@ -136,8 +140,14 @@ class Rule:
         asked = self.mitigation
         if not self.rows or asked is None:
             return None
-        some = replace(rows_of(step, self.rows), history=self._history)
+        some = replace(
+            rows_of(step, self.rows),
+            history=self._history,
+            start=self._first,
+            groups=torch.tensor([self._samples[row] for row in self.rows]),
+        )
         made = checked(asked, "guide", ask(asked, "guide", some), some.raw["cond"])
+        self._first = self._first or some
         if asked.memory:
             self._history = (*self._history, some)[-asked.memory :]
         changed = used.clone()

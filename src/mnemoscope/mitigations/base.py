@@ -163,14 +163,15 @@ def descend(
     for turn in range(rounds + 1):
         with torch.set_grad_enabled(turn < rounds):
             minimized, watched = loss(leaf[left], left)
-        here = watched.detach().float()
+            here = watched.detach().float()
+            going = ~(here <= target)
+            total = minimized[going].sum()
         better = here < reached[left] if best else torch.ones_like(left, dtype=torch.bool)
         value[left[better]] = leaf.detach()[left[better]]
         reached[left[better]] = here[better]
-        going = ~(here <= target)
         if turn == rounds or not bool(going.any()):
             break
-        (leaf.grad,) = torch.autograd.grad(minimized[going].sum(), leaf)
+        (leaf.grad,) = torch.autograd.grad(total, leaf)
         optimizer.step()
         left = left[going]
     return Descended(value, reached, reached <= target)
