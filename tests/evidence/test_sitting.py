@@ -127,9 +127,9 @@ def test_an_intervention_is_told_prompts_and_encodes_its_own(model):
         name = "replacing"
         source = "this test"
 
-        def condition(self, prompts, cond, encode):
-            seen.append(prompts)
-            return encode(["a third"] * len(prompts))
+        def condition(self, start):
+            seen.append(start.prompts)
+            return start.encode(["a third"] * len(start.prompts))
 
     steered = sit(bank_of(model, 4, intervention=Replacing()), PROMPTS, range(3), [WholePath()])
     texts = [prompt.text for prompt in PROMPTS]

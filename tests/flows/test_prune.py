@@ -58,7 +58,8 @@ def test_what_goes_is_what_the_prompt_uses_more_than_none(model, found):
 def test_the_copy_lacks_them_and_the_original_does_not(model, found):
     kept = dict(model.denoiser.network.named_modules())
     made = dict(found.model.denoiser.network.named_modules())
-    assert 0 < found.share <= 0.1
+    # A tenth of a row, rounded, and never a row whole.
+    assert 0 < found.share <= 0.11
     for name, mask in found.masks.items():
         assert not made[name].weight[mask].any()
         assert torch.equal(made[name].weight[~mask], kept[name].weight[~mask])

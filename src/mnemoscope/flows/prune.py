@@ -184,10 +184,10 @@ def _seen(
         rows = slice(place * samples, (place + 1) * samples) if joint else slice(None)
         seen[name].append(given[rows].detach().flatten(0, -2).double().square().sum(dim=0).cpu())
 
-    def hook(name: str) -> Any:
+    def looking(name: str) -> Any:
         return lambda module, given: look(name, given[0])
 
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(looking(name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:

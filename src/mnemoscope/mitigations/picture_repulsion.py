@@ -39,7 +39,7 @@ class PictureRepulsion(Mitigation):
 
     strength: float = 3.0
     threshold: float = 0.0
-    until: float = 0.5
+    until: float = 0.3
 
     def guide(self, step: Step) -> Latents:
         """Guide towards the prompt and away from the picture."""

@@ -27,18 +27,18 @@ class SeedConsensus(Mitigation):
     """Turn round what the seeds of a prompt agree on beyond the ordinary.
 
     Attributes:
-        strength: How far it is turned: 0 takes it out, 1 turns it into its opposite.
+        strength: How far what exceeds is turned: 0 takes it out, 1 turns it into its opposite.
         threshold: Largest rms of the mean pull of ordinary prompts, in units of the latents.
         until: Share of the calls at which it ends.
     """
 
     name: ClassVar[str] = "seed_consensus"
     source: ClassVar[str] = "ours"
-    strengths: ClassVar[tuple[float, ...]] = (0.0, 0.5, 1.0, 2.0)
+    strengths: ClassVar[tuple[float, ...]] = (2.0, 5.0, 9.0, 24.0)
     together: ClassVar[bool] = True
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 
-    strength: float = 0.5
+    strength: float = 9.0
     threshold: float = 0.0
     until: float = 0.5
 
