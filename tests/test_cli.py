@@ -18,6 +18,7 @@ from mnemoscope.data.prompts import load_prompts, named
 from mnemoscope.errors import InputError
 from mnemoscope.flows.bench import Benchmark
 from mnemoscope.flows.check import Checking
+from mnemoscope.flows.comparison import Comparing
 from mnemoscope.flows.detect import Detection, DetectionWorker
 from mnemoscope.flows.explain import Explaining
 from mnemoscope.flows.study import Study
@@ -213,6 +214,7 @@ COMMANDS = {
     "explain": Explaining,
     "check": Checking,
     "bench detectors": Benchmark,
+    "bench mitigations": Comparing,
 }
 
 

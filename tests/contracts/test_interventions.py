@@ -153,7 +153,9 @@ def test_it_acts_at_its_strongest_and_draws_nothing_of_the_global_generator(name
 def test_a_batch_is_its_samples_alone(name):
     one = quick(name)
     finals = [sat(one, batch=batch)[1].final for batch in (1, 4)]
-    torch.testing.assert_close(*finals, atol=1e-4, rtol=1e-4)
+    # The first step of Adam is a sign, which rounding turns where a gradient is next to nothing.
+    close = 2e-3 if "rounds" in one.settings else 1e-4
+    torch.testing.assert_close(*finals, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize(

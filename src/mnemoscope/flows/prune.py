@@ -101,11 +101,11 @@ def pruned(
         name: _mask(layer.weight.detach(), mine[name], empty[name], strength)
         for name, layer in layers.items()
     }
+    part = next(name for name, one in pipeline.components.items() if one is network)
     copied = copy.deepcopy(pipeline)
-    made = load_model(copied, device=str(model.device))
-    for name, layer in _layers(manner(made.denoiser, "network")).items():
+    for name, layer in _layers(getattr(copied, part)).items():
         layer.weight.data[masks[name].to(layer.weight.device)] = 0
-    return Pruned(made, masks)
+    return Pruned(load_model(copied, device=str(model.device)), masks)
 
 
 def _layers(network: Any) -> dict[str, nn.Linear]:
