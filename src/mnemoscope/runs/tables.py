@@ -600,16 +600,24 @@ _ALL = (
         (
             Column("setting", pa.string(), "the mitigation with its settings; empty for none"),
             Column("method", pa.string(), 'its name; "plain" for none'),
-            Column("strength", pa.float64(), "its strength, in units of its own", nullable=True),
+            Column(
+                "strength", pa.float64(), "its strength; null for none", "strength", nullable=True
+            ),
             Column("gated", pa.bool_(), "whether only suspicious prompts are mitigated"),
             Column("population", pa.string(), '"memorized" or "others"'),
             Column("metric", pa.string(), "the metric, as the module `ranking.outcomes` has it"),
-            Column("value", pa.float64(), "value; null where withheld", nullable=True),
-            Column("low", pa.float64(), "lower end of its interval", nullable=True),
-            Column("high", pa.float64(), "upper end of its interval", nullable=True),
-            Column("change", pa.float64(), "value less that of none, paired", nullable=True),
-            Column("change_low", pa.float64(), "lower end of its interval", nullable=True),
-            Column("change_high", pa.float64(), "upper end of its interval", nullable=True),
+            Column("value", pa.float64(), "value; null where withheld", "metric", nullable=True),
+            Column("low", pa.float64(), "lower end of its interval", "metric", nullable=True),
+            Column("high", pa.float64(), "upper end of its interval", "metric", nullable=True),
+            Column(
+                "change", pa.float64(), "value less that of none, paired", "metric", nullable=True
+            ),
+            Column(
+                "change_low", pa.float64(), "lower end of its interval", "metric", nullable=True
+            ),
+            Column(
+                "change_high", pa.float64(), "upper end of its interval", "metric", nullable=True
+            ),
             Column("prompts", pa.int64(), "prompts it rests on", "1"),
             Column("method_of_interval", pa.string(), "how value and interval come about"),
             Column("reason", pa.string(), "why a number is missing", nullable=True),
