@@ -89,8 +89,8 @@ def pruned(
             "prompt, and a share from 0 to 1"
         )
     pipeline, network = getattr(model, "pipeline", None), manner(model.denoiser, "network")
-    layers = _layers(network) if pipeline is not None else {}
-    if not layers:
+    layers = _layers(network)
+    if pipeline is None or not layers:
         raise ModelError(f"{model.name!r} has no layer {LAYER!r} of a pipeline to be pruned")
 
     def norms(texts: Sequence[str]) -> dict[str, Float[Tensor, "call column"]]:
