@@ -147,7 +147,7 @@ class TrialWorker(StudyWorker):
         if named and found is not None:
             effects |= {name: _nullable(values) for name, values in mechanism_of(found).items()}
         return {
-            "samples": sample_rows(gathered),
+            "samples": sample_rows(gathered, gathered.bank.calls),
             "similarities": similarity_rows(gathered, self.references, self.indices),
             "effects": TABLES["effects"].of(effects),
         }
