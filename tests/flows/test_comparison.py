@@ -69,19 +69,6 @@ def test_without_the_prompt_samples_leave_their_targets(found):
     row = value(found, "static_transition", "memorized", "severity")
     assert row.change.high < -0.15
     assert value(found, "gated_opposite", "memorized", "severity").change.high < 0
-    # The share that is told is that of the run's own severity.
-    run = open_run(found.path / "trial")
-    for method in ("static_transition", "gated_opposite"):
-        told = [
-            one["share"]
-            for one in run.table("severity").to_pylist()
-            if run.recipes[one["recipe"]]["intervention"].startswith(method)
-            and one["measure"] == "l2"
-            and one["prompt_id"] < "q08"
-        ]
-        mine = value(found, method, "memorized", "reproduced").value.value
-        assert len(told) == 8
-        assert mine == pytest.approx(np.mean(told))
 
 
 def test_behind_the_detector_others_are_left_bit_for_bit(found):

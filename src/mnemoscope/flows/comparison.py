@@ -148,7 +148,7 @@ class TrialWorker(StudyWorker):
             effects |= {name: _nullable(values) for name, values in mechanism_of(found).items()}
         return {
             "samples": sample_rows(gathered, gathered.bank.calls),
-            "similarities": similarity_rows(gathered, self.references, self.indices),
+            "similarities": similarity_rows(gathered, self.references, self.indices, self.swapped),
             "effects": TABLES["effects"].of(effects),
         }
 
@@ -448,6 +448,8 @@ class _Samples:
         for row in _rows(run, "similarities", recipe):
             place = self.place.get(row["prompt_id"])
             if row["measure"] not in self.measures or place is None or row["value"] is None:
+                continue
+            if row["relation"] not in ("own", "nearest"):
                 continue
             side = own if row["relation"] == "own" else near
             held = side[row["measure"]]

@@ -4,8 +4,8 @@ Every value is one of a sample, and a metric a statistic over the samples of som
 
     severity     mean similarity to the prompt's own training images
     severity_95  its 95 % quantile over samples
-    reproduced   share of samples that are copies of the prompt's own image
-    copies       share of samples that are copies of any training image known
+    reproduced   share of samples nearer to the prompt's own image than unrelated pairs are
+    copies       share of samples that near to any training image known
     right        share of samples that show what the caption names
     right_new    share that show it and are no copy
     diversity    RMSE to the other seeds of the prompt
