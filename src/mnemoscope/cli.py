@@ -418,28 +418,20 @@ def _hints(asked: Any, scores: Any) -> None:
 
 
 def _explain(asked: Any) -> None:
-    """Show which tokens and which places of a prompt's samples are memorized."""
-    from mnemoscope.flows.explain import explain
-    from mnemoscope.flows.options import loaded
-    from mnemoscope.reporting.explanation import write
+    """Show which words and which places of a prompt's samples are memorized."""
+    from mnemoscope.flows.explain import explain_all
+    from mnemoscope.reporting.explanation import read, write
 
-    chosen = asked.chosen()
-    model = loaded(asked)
-    options = {
-        name: getattr(asked, name)
-        for name in (
-            "seeds", "guidance", "steps", "scheduler", "seed", "noise", "eta", "intervention",
-            "probes", "batch",
-        )
-    }  # fmt: skip
-    for one in chosen:
-        found = explain(model, one, **options)
+    run, names, control = explain_all(asked, notify=lambda line: typer.echo(line, err=True))
+    for name in names:
+        found = read(run, name)
         if found.window is not None:
             _say(
-                f"{one.prompt_id} exceeds the model's window of {found.window} tokens; what is "
-                "beyond it has no effect"
+                f"{name} exceeds the model's window of {found.window} tokens; what is beyond it "
+                "has no effect"
             )
-        typer.echo(write(found, Path(asked.out) / f"prompt-{one.prompt_id}"))
+        beside = None if name == control else read(run, control)
+        typer.echo(write(found, run.path / f"prompt-{name}", beside))
 
 
 def _calibrate(asked: Any) -> None:

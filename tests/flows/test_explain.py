@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 
 from mnemoscope.data.prompts import load_prompts
-from mnemoscope.errors import InputError, ModelError
-from mnemoscope.flows.explain import Explaining, explain
+from mnemoscope.errors import InputError, RunError
+from mnemoscope.flows.explain import CONTROL, Explaining, ExplainWorker, explain, explain_all
+from mnemoscope.flows.words import ORDINARY, replaced
 from mnemoscope.models import load_model
 from mnemoscope.reporting.explanation import page as page_of
-from mnemoscope.reporting.explanation import write
+from mnemoscope.reporting.explanation import read, write
 from mnemoscope.reporting.page import digest
+from mnemoscope.runs.folder import open_run
 from mnemoscope.sampling.loop import generators_of, initial_noise, points_of
-from mnemoscope.sampling.probes import gap
+from mnemoscope.sampling.probes import gap, predict
 from mnemoscope.sampling.recipe import seed_of
 from tests.tiny import tiny_pipeline
 
@@ -31,14 +33,48 @@ def explained(model):
     return explain(model, "a cat", seeds=2, steps=4, probes=2)
 
 
-def test_every_token_up_to_the_end_is_there(explained):
-    # One token a byte: the begin mark, "a", "c", "a", "t", the end mark.
-    assert len(explained.tokens) == 6
+def test_every_position_of_the_window_is_there(model, explained):
+    # One token a byte: the begin mark, "a", "c", "a", "t", the end mark, and padding.
+    assert len(explained.tokens) == model.window
+    assert [token.part for token in explained.tokens[:7]] == [
+        "begin", "text", "text", "text", "text", "end", "padding",
+    ]  # fmt: skip
     assert explained.tokens[0].text == "<|startoftext|>"
-    assert explained.tokens[-1].text == "<|endoftext|>"
+    assert explained.tokens[5].text == "<|endoftext|>"
     assert all(token.attribution > 0 for token in explained.tokens)
-    assert explained.rest > 0
-    assert 0 < sum(token.attention_first for token in explained.tokens) < 1
+    assert sum(token.attention_first for token in explained.tokens) == pytest.approx(1, rel=1e-4)
+    parts = ("begin", "text", "end", "padding")
+    assert sum(explained.share(part) for part in parts) == pytest.approx(1)
+
+
+def test_a_word_changes_what_other_words_in_its_place_change(model, explained):
+    point = points_of(model.make_scheduler("ddim", 4))[0]
+    noise = initial_noise(
+        generators_of([seed_of(0, "bank", s) for s in range(2)]), model.latent_shape
+    )
+
+    def estimate(text):
+        condition = model.encode_prompts([text] * 2)
+        with torch.no_grad():
+            return predict(model.denoiser, noise, point, condition).eps.flatten(1)
+
+    whole = (estimate("a cat") - estimate("")).norm(dim=1)
+    assert [word.text for word in explained.words] == ["a", "cat"]
+    for word, texts in zip(explained.words, replaced(model, "a cat", ORDINARY, 0), strict=True):
+        moved = [(estimate(text) - estimate("a cat")).norm(dim=1) / whole for text in texts]
+        assert word.change == pytest.approx(float(torch.stack(moved).mean()), rel=1e-3)
+        assert word.low <= word.change <= word.high
+
+
+def test_other_words_keep_the_length_and_the_rest_of_the_prompt(model):
+    changed = replaced(model, "Lake, cat!", ORDINARY, 0, draws=2)
+    assert len(changed) == 2
+    # One token a byte, and many of the words have four.
+    assert {len(text) for text in changed[0]} == {len("Lake, cat!")}
+    assert all(text.endswith(", cat!") for text in changed[0])
+    assert all(text.startswith("Lake, ") and "lake" not in text[5:] for text in changed[1])
+    assert changed == replaced(model, "Lake, cat!", ORDINARY, 0, draws=2)
+    assert changed != replaced(model, "Lake, cat!", ORDINARY, 1, draws=2)
 
 
 def test_attribution_is_the_slope_of_the_gap_norm(model, explained):
@@ -64,21 +100,60 @@ def test_attribution_is_the_slope_of_the_gap_norm(model, explained):
     assert explained.tokens[at].attribution == pytest.approx(wanted, rel=0.02)
 
 
-def test_maps_are_pictures(explained, tmp_path):
+def test_maps_are_pictures(model, explained, tmp_path):
     assert set(explained.maps) == {"squared gap", "curvature", "bright ending"}
     assert not explained.missing
     assert explained.maps["squared gap"].shape == (2, 8, 8)
     write(explained, tmp_path)
     with Image.open(tmp_path / "squared-gap.png") as image:
-        # Two seeds side by side, three rows.
-        assert image.size == (2 * 16, 3 * 16)
+        # Two seeds side by side, sample and map.
+        assert image.size == (2 * 16, 2 * 16)
     rows = list(csv.DictReader((tmp_path / "tokens.csv").open(encoding="utf-8")))
-    assert [row["position"] for row in rows] == [str(at) for at in range(6)]
+    assert [row["position"] for row in rows] == [str(at) for at in range(model.window)]
+    rows = list(csv.DictReader((tmp_path / "words.csv").open(encoding="utf-8")))
+    assert [row["text"] for row in rows] == ["a", "cat"]
 
 
-def test_a_model_without_tokens_is_refused():
-    with pytest.raises(ModelError, match="token"):
-        explain(load_model("oracle:memorizer"), "target 0", steps=4)
+def test_what_a_model_cannot_give_is_left_out_with_a_reason():
+    found = explain(load_model("oracle:memorizer"), "target 0", steps=4)
+    assert not found.tokens
+    assert "token" in found.missing["positions"]
+    # An oracle knows its own prompts alone: any other word takes away all that the prompt does.
+    assert [word.change for word in found.words] == pytest.approx([1, 1])
+    assert "No positions: the model is not conditioned on tokens." in page_of(found)
+
+
+def test_what_is_explained_is_not_explained_again(model, tmp_path, monkeypatch):
+    def asked(*texts, **changed):
+        options = {"seeds": 1, "steps": 2, "probes": 1, "out": tmp_path / "run"} | changed
+        return Explaining(model=model.name, prompt=texts, **options)
+
+    told: list[str] = []
+    run, names, control = explain_all(asked("a cat"), model=model, notify=told.append)
+    assert told == [f"explained {names[0]}", f"explained {control}"]
+    first = run.commits()
+    # Another prompt joins, and is interrupted once; what is there stays as it is.
+    whole = ExplainWorker.reduce
+    monkeypatch.setattr(ExplainWorker, "reduce", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        explain_all(asked("a cat", "a dog"), model=model)
+    assert open_run(tmp_path / "run").manifest.status == "interrupted"
+    assert open_run(tmp_path / "run").commits() == first
+    monkeypatch.setattr(ExplainWorker, "reduce", whole)
+    told.clear()
+    run, names, _ = explain_all(asked("a cat", "a dog"), model=model, notify=told.append)
+    assert told == [
+        "2 of 3 prompts are explained in there already", f"explained {names[1]}",
+    ]  # fmt: skip
+    assert {unit: run.commits()[unit] for unit in first} == first
+    assert read(run, names[1]).prompt == "a dog"
+    assert read(run, control).prompt == CONTROL
+    with pytest.raises(RunError, match="steps: 2 there, 3 here"):
+        explain_all(asked("a cat", steps=3), model=model)
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
 
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=y> a\u202eb'
@@ -108,7 +183,8 @@ def test_a_page_takes_prompt_and_tokens_for_text(hostile, explained):
     assert names == {tag for tag, _ in Elements(page_of(explained)).found}
     assert "script" not in names
     assert not any(key.startswith("on") for _, attributes in elements for key in attributes)
-    assert [a["src"][:22] for tag, a in elements if tag == "img"] == ["data:image/png;base64,"] * 3
+    # The sample, its three maps and their three scales.
+    assert [a["src"][:22] for tag, a in elements if tag == "img"] == ["data:image/png;base64,"] * 7
     assert "\u202e" not in page
     assert "⟨U+202E⟩" in page
 
@@ -122,13 +198,24 @@ def test_a_page_fetches_nothing_and_its_policy_names_its_style(explained):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_page_shows_every_token_and_the_largest_attribution_in_full(explained):
-    meters = [a for tag, a in Elements(page_of(explained)).found if tag == "meter"]
-    assert len(meters) == 3 * len(explained.tokens)
-    most = max(token.attribution for token in explained.tokens)
-    shown = [float(a["value"]) for a in meters if a["aria-label"] == "attribution"]
-    assert shown == [token.attribution for token in explained.tokens]
-    assert {float(a["max"]) for a in meters if a["aria-label"] == "attribution"} == {most}
+def test_a_page_shows_every_position_and_word_beside_a_control(model, explained):
+    control = explain(model, "a sea", seeds=1, steps=2, probes=1)
+    elements = Elements(page_of(explained, control)).found
+    heights = [float(a["height"]) for tag, a in elements if tag == "rect" and "y" in a]
+    assert len(heights) == 2 * model.window
+    both = [token.attribution for one in (explained, control) for token in one.tokens]
+    # The highest of both fills the height, so that both have the same scale.
+    assert heights == pytest.approx([60 * value / max(both) for value in both], abs=0.006)
+    most = max(word.high for one in (explained, control) for word in one.words)
+    widths = [float(a["width"]) for tag, a in elements if tag == "rect" and "y" not in a]
+    values = [word.change for one in (explained, control) for word in one.words]
+    assert widths == pytest.approx([100 * value / most for value in values], abs=0.006)
+    page = page_of(explained, control)
+    assert "a sea" in page
+    # The word that changes most is tinted most, and named in the answer.
+    first = max(explained.words, key=lambda word: word.change)
+    assert f'<mark class="tint10">{first.text}</mark>' in page
+    assert f"hangs most on “{first.text}”" in page
 
 
 def test_a_token_is_no_formula_in_a_spreadsheet(model, tmp_path):

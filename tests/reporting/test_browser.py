@@ -12,7 +12,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
-from mnemoscope.core.explanation import Explanation, Token
+from mnemoscope.core.explanation import Explanation, Token, Word
 from mnemoscope.reporting import explanation, report
 from mnemoscope.reporting.text import visible
 from mnemoscope.runs.folder import Run, open_run
@@ -297,7 +297,7 @@ def test_statistics_are_found_and_sorted(web: Window, page: Path) -> None:
 def test_comparison_is_sorted_and_searched(web: Window, both: Path) -> None:
     web.open(both)
     assert web.run("return document.querySelector('h1').textContent") == (
-        "6 of 16 prompts reproduce an image in A, 3 in B"
+        "6 of 12 prompts reproduce an image in A, 3 in B"
     )
     web.page.fill("input.filter", "control")
     shown = web.run(
@@ -309,6 +309,63 @@ def test_comparison_is_sorted_and_searched(web: Window, both: Path) -> None:
     assert web.run(sort) == "descending"
 
 
+def test_the_address_holds_the_list_and_going_back_returns_to_it(web: Window, page: Path) -> None:
+    web.open(page)
+    web.choose("#group", "control")
+    web.page.fill("#search", "picture")
+    assert web.run("return location.hash") == "#prompts?search=picture&group=control"
+    shown = listed(web)
+    assert 0 < len(shown) < 16
+    web.run("document.querySelector('#list').scrollIntoView({behavior: 'instant'})")
+    # Where the reader is is noted once scrolling has come to rest.
+    web.until("return history.state && Math.abs(history.state.scroll - scrollY) < 2")
+    place = web.run("return scrollY")
+    web.page.click("#list .card")
+    web.until("return document.querySelectorAll('.side').length === 1")
+    web.page.go_back()
+    web.until("return document.querySelector('#prompt').hidden")
+    assert listed(web) == shown
+    assert web.run("return Math.abs(scrollY - arguments[0]) < 2", place)
+    # The same address shows the same list in a page that was just opened.
+    web.open(page, "#prompts?search=picture&group=control")
+    assert listed(web) == shown
+    assert web.run("return document.querySelector('#group').value") == "control"
+
+
+def test_a_dot_names_its_prompt_and_opens_it(web: Window, page: Path) -> None:
+    web.open(page)
+    dots = "#verdict [data-place]"
+    assert web.run("return document.querySelectorAll(arguments[0]).length", dots) == 16
+    dot = web.page.locator("#verdict [data-place='0']")
+    dot.scroll_into_view_if_needed()
+    dot.hover(force=True)
+    assert web.texts(".tip .prompt") == [listed(web)[0]]
+    dot.click(force=True)
+    assert web.until("return location.hash") == "#p/0/7.5"
+    web.until("return document.querySelectorAll('.side').length === 1")
+    # A prompt is not offered beside itself, at its own guidance.
+    choices = web.run("return [...document.querySelector('#beside').options].map(o => o.value)")
+    assert "0/1" in choices
+    assert "0/7.5" not in choices
+    # Whatever ends playing, the button says what pressing it does.
+    web.page.click(".play")
+    assert web.texts(".play") == ["Pause"]
+    web.page.focus("#step")
+    press(web, "ArrowRight")
+    assert web.texts(".play") == ["Play"]
+
+
+def test_letters_of_figures_can_be_read_on_a_phone(web: Window, page: Path) -> None:
+    web.size(390, 844)
+    web.open(page)
+    smallest = web.run(
+        "return Math.min(...[...document.querySelectorAll('#verdict svg text')].map(t =>"
+        " parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getBoundingClientRect()"
+        ".width / t.ownerSVGElement.viewBox.baseVal.width))"
+    )
+    assert smallest >= 11
+
+
 def test_redacted_page_shows_no_picture(web: Window, whole_run: Run, tmp_path: Path) -> None:
     page = report(whole_run, tmp_path, single_file=True, redact_images=True)
     web.open(page, "#p/0/7.5")
@@ -318,6 +375,10 @@ def test_redacted_page_shows_no_picture(web: Window, whole_run: Run, tmp_path: P
     web.run("location.hash = '#prompts'")
     web.until("return document.querySelectorAll('#list .card').length === 16")
     assert web.run("return document.querySelectorAll('img').length") == 0
+    # The image and four samples, each with the similarity of its picture.
+    prints = web.texts("#list .card:first-child .missing")
+    assert len(prints) == 1 + 4
+    assert all(text.split()[1].startswith("0.9") for text in prints[1:])
     # A digest is one long word.
     for width in (1280, 390):
         web.size(width, 900)
@@ -378,15 +439,18 @@ def test_accessible(web: Window, single: Path, both: Path, width: int, dark: boo
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_explanation_is_accessible_and_fits(web: Window, tmp_path: Path, width: int) -> None:
-    tokens = tuple(Token(i, f"token{i}", 0.1 * i, 0.02 * i, 0.01) for i in range(7))
+    tokens = tuple(Token(i, f"token{i}", "text", 0.1 * i, 0.02 * i, 0.01) for i in range(77))
+    words = (Word("a", 0, 0.2, 0.1, 0.3), Word("picture", 2, 0.9, 0.8, 1.1))
+    maps = {name: torch.rand(4, 16, 16) for name in ("squared gap", "bright ending")}
     shown = Explanation(
-        "a picture", tokens, 1.2, {"squared gap": torch.rand(4, 16, 16)},
-        {"curvature": "no second derivative"}, torch.rand(4, 3, 64, 64),
+        "a picture", words, tokens, maps, {"curvature": "no second derivative"},
+        torch.rand(4, 3, 64, 64), torch.rand(3, 64, 64),
     )  # fmt: skip
     page = tmp_path / "explanation.html"
-    page.write_text(explanation.page(shown), "utf-8")
+    page.write_text(explanation.page(shown, shown), "utf-8")
     web.size(width, 900)
     web.open(page)
     assert web.run("return document.documentElement.scrollWidth") == width
-    assert web.run("return document.querySelector('img').naturalWidth") == 256
+    assert web.run("return document.querySelector('img').naturalWidth") == 64
+    web.run("document.querySelector('details').open = true")
     assert violations(web) == []

@@ -8,7 +8,7 @@ import pytest
 from mnemoscope.core.stats import bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.reporting import compare
-from mnemoscope.reporting.compare import _differences, _side
+from mnemoscope.reporting.compare import OURS, _differences, _side
 from mnemoscope.reporting.text import visible
 from mnemoscope.runs.folder import Run
 from tests.reporting import world
@@ -17,19 +17,22 @@ from tests.reporting import world
 def test_differences_are_paired(whole_run: Run, mended_run: Run) -> None:
     a, b = (_side(run, label, 7.5, "l2") for run, label in ((whole_run, "A"), (mended_run, "B")))
     shared = list(world.STRENGTHS)
+    ours = [name for name in shared if name[0] != "c"]
     found = {(row.name, row.population): row for row in _differences(a, b, shared)}
     tables = [run.table("severity").to_pylist() for run in (whole_run, mended_run)]
     before, after = (
         {row["prompt_id"]: row["mean"] for row in table if row["guidance"] == 7.5}
         for table in tables
     )
-    change = np.array([after[name] - before[name] for name in shared])
-    row = found["severity", "all prompts"]
+    change = np.array([after[name] - before[name] for name in ours])
+    row = found["severity", OURS]
     assert row.estimate.value == pytest.approx(change.mean(), rel=1e-12)
-    assert row.estimate.n == 16
+    # The page of a run counts prompts with a training image as well, and controls apart.
+    assert row.estimate.n == 12
+    assert found["severity", "controls"].estimate.n == 4
     other = bootstrap(lambda x: np.asarray(np.mean(x, axis=-1)), change)
     assert (row.estimate.low, row.estimate.high) == (other.low, other.high)
-    # Three prompts of sixteen changed: a resample without any of them is no rarity.
+    # Three prompts of twelve changed: a resample without any of them is no rarity.
     assert row.told == "no difference told"
     assert found["severity", "reproduced in A"].estimate.n == 6
     assert found["severity", "reproduced in A"].told == "lower in B"
@@ -41,7 +44,8 @@ def test_differences_are_paired(whole_run: Run, mended_run: Run) -> None:
 
 def test_page_says_what_changed(both: Path) -> None:
     text = both.read_text("utf-8")
-    assert "3 of them reproduce their image in A only, 0 in B only" in text
+    assert "Of 12 with a training image 3 reproduce it in A only, 0 in B only" in text
+    assert "6 of 12 judged prompts with a training image reproduce it" in text
     assert "Nothing: the same study, prompts and weights." in text
     assert "<script>document.title" not in text
     assert visible(world.HOSTILE[3], 200) in text

@@ -293,10 +293,10 @@ def test_not_judged_is_not_not_memorized(tmp_path: Path) -> None:
     assert "not judged (n" in words
     assert "0 of" not in words.split("</header>")[0]
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
-    assert {entry["at"]["7.5"]["memorized"] for entry in data["prompts"]} == {None}
+    assert {entry["at"]["7.5"]["state"] for entry in data["prompts"]} == {"unjudged"}
     both = compare(run, run, tmp_path / "compare").read_text("utf-8")
     assert "<h1>No prompt is judged in both runs</h1>" in both
-    assert "16 prompts are not judged in both: in A, 6 unrelated pairs are too few." in both
+    assert "12 prompts are not judged in both: in A, 6 unrelated pairs are too few." in both
     assert not re.search(r"not reproduced in A|0 of ", both)
 
 
@@ -390,12 +390,57 @@ def test_a_mask_does_not_hide_part_of_a_training_image() -> None:
     nothing = scores_of(TABLES["scores"].schema.empty_table().append_column("guidance", [[]]))
     shown = explorer(
         tables["prompts"], tables["samples"], [], nothing, empty,
-        verdict(tables["prompts"], [], [], [], [], "l2"),
+        verdict(tables["prompts"], [], [], [], [], "l2"), {},
     )  # fmt: skip
-    detail = Details.of(shown, tables, "l2", empty, redact=False).of_prompt(0, None)
+    detail = Details.of(shown, tables, {}, empty, redact=False).of_prompt(0, None)
     image = base64.b64decode(detail["own"][0]["image"])
     assert decode_mask(image) is None
     assert torch.equal(decode(image), decode(thumbnail(pixels)))
+
+
+@pytest.mark.usefixtures("unprinted")
+def test_copies_of_another_image_are_counted_and_shown(tmp_path: Path) -> None:
+    tables = world.rows()
+    key = world.recipe_of(7.5)
+    tables["null"].append(tables["null"][0] | {"measure": "l2:nearest", "relation": "nearest"})
+    tables["similarities"] += [
+        row | {"relation": "nearest", "reference_id": "ref-m5", "value": 0.92}
+        for row in tables["similarities"]
+        if row["prompt_id"] in ("p2", "c0") and row["recipe"] == key
+    ]
+    text = report(world.write(tmp_path / "run", tables), single_file=True).read_text("utf-8")
+    tallies = re.findall(r'<li class="(\w+)"><strong>(.*?)</strong>', text)
+    assert tallies == [
+        ("memorized", "6 of 12"), ("another", "1 of 12"), ("plain", "5 of 12"),
+        ("another", "1 of 4"), ("control", "3 of 4"),
+    ]  # fmt: skip
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    place = next(at for at, one in enumerate(data["prompts"]) if one["id"] == "p2")
+    here = data["prompts"][place]["at"]["7.5"]
+    assert (here["state"], here["another"], here["n"]) == ("another", 4, 4)
+    detail = json.loads(re.search(rf'id="detail-{place}">(.*?)</script>', text)[1])
+    nearest = detail["at"]["7.5"]["nearest"]
+    assert (nearest["name"], nearest["similarity"], nearest["copied"]) == ("ref-m5", 0.92, 4)
+    # The copied image stands on the card, beside the verdict, and in the prompt's own page.
+    shown = base64.b64encode(world.picture(5)).decode()
+    assert shown == nearest["image"]
+    example = text.split('<figure class="example another">')[1].split("</figure>")[0]
+    assert example.index(shown) < example.index('class="four"')
+
+
+@pytest.mark.usefixtures("unprinted")
+def test_no_sentence_says_nan(tmp_path: Path) -> None:
+    tables = world.rows()
+    # Two prompts are too few for any median or correlation.
+    few = {"m0", "p0"}
+    tables = {
+        name: [row for row in rows if row.get("prompt_id", "m0") in few]
+        for name, rows in tables.items()
+    }
+    page = report(world.write(tmp_path / "few", tables), single_file=True)
+    words = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", page.read_text("utf-8"), flags=re.S)
+    assert not re.findall(r".{40}\bnan\b.{40}", words)
+    assert "not measured" in words
 
 
 def test_csv_cannot_be_a_formula() -> None:

@@ -99,6 +99,7 @@ def rows(forgotten: frozenset[str] = frozenset()) -> dict[str, list[dict[str, An
                 "group": "control" if name[0] == "c" else "planted",
                 "kind": "ordinary",
                 "level": {"m": 2, "p": 1, "c": 0}[name[0]],
+                "repetitions": {"m": 128, "p": 2, "c": 0}[name[0]],
                 "tokens": 7,
                 "truncated": False,
                 "references": [f"ref-{name}"],

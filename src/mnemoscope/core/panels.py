@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-Role = Literal["memorized", "not memorized", "control", "schedule", "other"]
+Role = Literal["memorized", "another", "not memorized", "control", "schedule", "other"]
 """What a line, a group of dots or a bar stands for."""
 
 
@@ -69,7 +69,8 @@ class ScatterPanel:
 
     Attributes:
         named: Those of the `prompt_ids` that are written beside their dots.
-        log_x: Whether x is logarithmic; from 0 to 1 it is linear.
+        log_x: Whether x is logarithmic.
+        equal: Whether both axes have the same range, with the diagonal drawn.
     """
 
     title: str
@@ -80,6 +81,7 @@ class ScatterPanel:
     note: str = ""
     named: tuple[str, ...] = ()
     log_x: bool = False
+    equal: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ Columns::
     images        none, one or several paths (in CSV one, or a JSON list); also `image`, `file_name`
     mask          a picture that is white where a template repeats
     prompt_id     a name of your own
+    repetitions   how many times as often as an ordinary image its images were trained on
     group, kind, family, level, overfit_type, index, url
 
 Any other column is left alone. Paths are relative to the file and must end inside its folder.
@@ -90,6 +91,7 @@ class Prompt:
         kind: Kind of caption, such as "describing" or "meaningless".
         family: "verbatim", "template" or "control" for the lab's prompts.
         level: Repetition level of the lab's prompts.
+        repetitions: How many times as often as an ordinary image its images were trained on.
         overfit_type: Webster's label: "MV", "RV", "TV" or "N".
         index: Number in the data set it is from.
         url: Address its image had.
@@ -103,6 +105,7 @@ class Prompt:
     kind: str | None = None
     family: str | None = None
     level: int | None = None
+    repetitions: int | None = None
     overfit_type: str | None = None
     index: str | None = None
     url: str | None = None
@@ -158,7 +161,7 @@ class PromptList:
             seen.add(prompt.prompt_id)
             names = [_source_name(image) for image in prompt.images]
             mask = None if prompt.mask is None else _source_name(prompt.mask)
-            labels = {name: getattr(prompt, name) for name in LABEL_COLUMNS}
+            labels = {name: getattr(prompt, name) for name in (*LABEL_COLUMNS, "repetitions")}
             content.update(
                 _content(prompt.prompt_id, prompt.text, names, mask, prompt.level, labels)
             )
@@ -369,7 +372,8 @@ def _csv_images(cell: str | None, place: str) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    known = {*TEXT_COLUMNS, *IMAGE_COLUMNS, *LABEL_COLUMNS, "level", "mask", "prompt_id"}
+    labels = {*LABEL_COLUMNS, "level", "repetitions"}
+    known = {*TEXT_COLUMNS, *IMAGE_COLUMNS, *labels, "mask", "prompt_id"}
     try:
         with pq.ParquetFile(path) as file:
             _require_text(file.schema_arrow.names, str(path))
@@ -516,6 +520,7 @@ class _Cells:
     images: list[str]
     mask: str | None
     level: int | None
+    repetitions: int | None
     labels: dict[str, str | None]
 
     def prompt(self, names: _Names, path: Callable[[str], Path]) -> Prompt:
@@ -525,6 +530,7 @@ class _Cells:
             text=self.text,
             images=tuple(path(name) for name in self.images),
             level=self.level,
+            repetitions=self.repetitions,
             mask=None if self.mask is None else path(self.mask),
             **self.labels,
         )
@@ -561,9 +567,8 @@ def _checked(path: Path, root: Path) -> PromptList:
                 f"{place}: prompt_id {cells.given!r} is already that of "
                 f"{_place_of(path, cells.given)}"
             )
-        content.update(
-            _content(named, cells.text, cells.images, cells.mask, cells.level, cells.labels)
-        )
+        labels = cells.labels | {"repetitions": cells.repetitions}
+        content.update(_content(named, cells.text, cells.images, cells.mask, cells.level, labels))
         count += 1
     if not count:
         raise InputError(f"{str(path)!r} holds no prompts")
@@ -587,7 +592,7 @@ def _content(
     images: Sequence[str],
     mask: str | None,
     level: int | None,
-    labels: Mapping[str, str | None],
+    labels: Mapping[str, Any],
 ) -> bytes:
     told = {name: label for name, label in labels.items() if label is not None}
     row = [prompt_id, text, list(images), mask, level, told]
@@ -618,7 +623,8 @@ def _read(place: str, row: Mapping[str, Any]) -> _Cells:
         given,
         _image_names(row, place),
         _label(row.get("mask"), "mask", place),
-        _level(row.get("level"), place),
+        _whole(row.get("level"), "level", place),
+        _whole(row.get("repetitions"), "repetitions", place),
         {name: _label(row.get(name), name, place) for name in LABEL_COLUMNS},
     )
 
@@ -683,12 +689,12 @@ def _label(value: Any, name: str, place: str) -> str | None:
     return _clean(str(value), name, place)
 
 
-def _level(value: Any, place: str) -> int | None:
-    text = _label(value, "level", place)
+def _whole(value: Any, name: str, place: str) -> int | None:
+    text = _label(value, name, place)
     if text is None:
         return None
     if not re.fullmatch(r"-?\d{1,9}", text):
-        raise InputError(f"{place}: level must be a whole number, got {_shown(value)}")
+        raise InputError(f"{place}: {name} must be a whole number, got {_shown(value)}")
     return int(text)
 
 

@@ -98,6 +98,7 @@ def prompt_rows(
                 "kind": prompt.kind,
                 "family": prompt.family,
                 "level": prompt.level,
+                "repetitions": prompt.repetitions,
                 "overfit_type": prompt.overfit_type,
                 "tokens": tokens,
                 "truncated": truncated,

@@ -33,6 +33,7 @@ def embedded_prompts(planted: int | None = None, controls: int | None = None) ->
             kind=item.kind,
             family=item.family,
             level=item.level,
+            repetitions=item.repetitions,
             mask=item.mask(),
         )
         for group, items, count in (

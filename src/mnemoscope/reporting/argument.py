@@ -7,7 +7,8 @@ Source: Kim, Kim & Lee 2025, How Diffusion Models Memorize; the words are ours.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
@@ -21,12 +22,15 @@ class Claim:
         why: What it means, in plain words.
         look: What to look for in its figures.
         analyses: Names of the analyses that speak to it, in order.
+        shown: What the vertical axes of an analysis's panels say that are shown; the first two
+            panels where not given.
     """
 
     title: str
     why: str
     look: str
     analyses: tuple[str, ...]
+    shown: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 CLAIMS = (
@@ -50,6 +54,7 @@ CLAIMS = (
         "The alignment with x is strong with the prompt and absent without it. The spread across "
         "seeds falls early for memorized prompts, and stays for the others.",
         ("alignment", "baseline", "amplification", "convergence"),
+        {"alignment": ("cos(eps_c, x)", "cos(eps_u, x)")},
     ),
     Claim(
         "The image enters too early, and how early says how severely it is reproduced",
@@ -104,6 +109,15 @@ GLOSSARY = (
         "guessing",
     ),
     ("control", "a prompt whose image the model was never trained on"),
+    (
+        "copies another image",
+        "at least half of a prompt's samples reproduce a training image, but not so its own: the "
+        "image belongs to another prompt",
+    ),
+    (
+        "borderline",
+        "above the threshold, but no closer than the closest of all unrelated pairs, or by a hair",
+    ),
     ("matching verbatim", "a sample reproduces the prompt's own training image"),
     ("retrieved verbatim", "a sample reproduces another training image"),
     ("template verbatim", "a sample reproduces the layout of its training image, not all of it"),

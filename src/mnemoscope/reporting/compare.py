@@ -4,7 +4,8 @@ Formula, over the prompts p that both runs hold, with the same text::
 
     difference = mean over p of (B_p - A_p)      interval: percentile bootstrap over prompts
 
-Pairing takes out what makes prompts differ from one another, which is most of their spread.
+Pairing takes out what makes prompts differ from one another, which is most of their spread. As in
+the page of a run, what is counted is prompts with a training image; controls are held apart.
 
 Contents: `compare`.
 """
@@ -35,6 +36,7 @@ from mnemoscope.core.stats import Estimate, bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
 from mnemoscope.reporting import figures
+from mnemoscope.reporting.details import ON_CARD, shortened
 from mnemoscope.reporting.explorer import card
 from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
@@ -43,6 +45,16 @@ from mnemoscope.reporting.verdict import Row, measure_of, verdict
 from mnemoscope.runs.folder import Run
 from mnemoscope.runs.records import write_atomically
 from mnemoscope.severity.truth import judge
+
+OURS = "prompts with an image"
+"""The population that is counted: prompts with a training image."""
+
+POPULATIONS: Mapping[str, Role] = {
+    "reproduced in A": "memorized",
+    "not reproduced in A": "not memorized",
+    "controls": "control",
+}
+"""Looks of the populations."""
 
 CHANGED = 12
 """Prompts shown with pictures: those whose severity changed most."""
@@ -64,6 +76,7 @@ class Side:
         computed: Its curves.
         memorized: Prompts it reproduces.
         known: Prompts of which it is known whether it does.
+        controls: Controls, whose images were held out.
         unjudged: Why it is not known of the others.
     """
 
@@ -75,6 +88,7 @@ class Side:
     computed: Quantities
     memorized: frozenset[str]
     known: frozenset[str]
+    controls: frozenset[str]
     unjudged: str
 
 
@@ -120,7 +134,7 @@ def compare(
         before: Run A.
         after: Run B; differences are B minus A.
         out: Folder of the page; `report` within run A's where not given.
-        redact_images: Leave pictures out.
+        redact_images: Show digests in place of pictures.
 
     Returns:
         Path of the page, one HTML file that holds all it shows.
@@ -148,7 +162,11 @@ def compare(
     pairs = _pairs(a, b, shared)
     panels = [
         Drawn(
-            f"compare-{place}", panel.title, panel.caption, Markup(figures.svg(panel, f"c{place}"))
+            f"compare-{place}",
+            panel.title,
+            panel.y_label,
+            panel.caption,
+            Markup(figures.svg(panel, f"c{place}")),
         )
         for place, panel in enumerate(_panels(a, b, shared, differences, guidance, measure))
     ]
@@ -168,7 +186,7 @@ def compare(
             differences=differences,
             columns=[name for name in a.values if name in b.values],
             pairs=pairs,
-            most=[] if redact_images else _most(a, b, pairs),
+            most=_most(a, b, pairs, redact=redact_images),
             panels=panels,
             interval=interval,
         )
@@ -241,6 +259,7 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
         computed,
         found.memorized,
         frozenset(name for name, one in found.judged.items() if one.memorized is not None),
+        frozenset(row["prompt_id"] for row in rows["prompts"] if row["group"] == "control"),
         found.unjudged,
     )
 
@@ -254,12 +273,14 @@ def mean(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
 
 
 def _differences(a: Side, b: Side, shared: Sequence[str]) -> list[Difference]:
+    ours = [name for name in shared if name not in a.controls]
     populations = {
-        "all prompts": list(shared),
-        "reproduced in A": [name for name in shared if name in a.memorized],
+        OURS: ours,
+        "reproduced in A": [name for name in ours if name in a.memorized],
         "not reproduced in A": [
-            name for name in shared if name in a.known and name not in a.memorized
+            name for name in ours if name in a.known and name not in a.memorized
         ],
+        "controls": [name for name in shared if name in a.controls],
     }
     found: list[Difference] = []
     for name in a.values:
@@ -305,8 +326,10 @@ def _pairs(a: Side, b: Side, shared: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (fall(row), row["prompt_id"]))
 
 
-def _most(a: Side, b: Side, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Choose the prompts that changed most, with their pictures."""
+def _most(
+    a: Side, b: Side, pairs: Sequence[Mapping[str, Any]], *, redact: bool
+) -> list[dict[str, Any]]:
+    """Choose the prompts that changed most, with their pictures or the digests of these."""
     names = [name for name in a.values if name in b.values]
     place = names.index("severity")
 
@@ -322,16 +345,21 @@ def _most(a: Side, b: Side, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str
         name = row["prompt_id"]
         own = [r for r in a.prompts[name]["references"] if r in references]
         target = references[own[0]] if own else None
-        cards = [card(target, side.samples.get(name, ())) for side in (a, b)]
         before, after = row["values"][place]
-        if all(cards) and change(row):
+        sides: list[dict[str, Any]] = []
+        for side in (a, b):
+            pictures = side.samples.get(name, ())[:ON_CARD]
+            if redact:
+                held = [] if target is None else [target]
+                sides.append({"digests": [shortened(one) for one in (*held, *pictures)]})
+            elif drawn := card(target, pictures):
+                data = base64.b64encode(drawn).decode("ascii")
+                sides.append({"card": f"data:image/webp;base64,{data}"})
+        if len(sides) == 2 and change(row):
             shown.append(
                 {
                     "text": row["text"],
-                    "cards": [
-                        f"data:image/webp;base64,{base64.b64encode(one or b'').decode('ascii')}"
-                        for one in cards
-                    ],
+                    "sides": sides,
                     "before": before,
                     "after": after,
                 }
@@ -349,8 +377,8 @@ def _title(a: Side, b: Side, shared: Collection[str]) -> str:
 
 
 def _known(a: Side, b: Side, shared: Collection[str]) -> list[str]:
-    """Return the prompts that are judged in both runs."""
-    return [name for name in shared if name in a.known and name in b.known]
+    """Return the prompts with a training image that are judged in both runs."""
+    return [name for name in shared if name in a.known & b.known - a.controls]
 
 
 def _sentences(
@@ -369,9 +397,13 @@ def _sentences(
         f"{guidance:g}."
     )
     if both:
-        first += f" {gone} of them reproduce their image in A only, {new} in B only, by {measure}."
-    if left := len(shared) - len(both):
-        side = a if any(name not in a.known for name in shared) else b
+        first += (
+            f" Of {len(both)} with a training image {gone} reproduce it in A only, {new} in B "
+            f"only, by {measure}."
+        )
+    ours = [name for name in shared if name not in a.controls]
+    if left := len(ours) - len(both):
+        side = a if any(name not in a.known for name in ours) else b
         are = "prompt is" if left == 1 else "prompts are"
         first += f" {left} {are} not judged in both: in {side.label}, {side.unjudged}."
     said = [first]
@@ -381,7 +413,7 @@ def _sentences(
         ("apart", "the distance between seeds at the end"),
     ):
         for row in differences:
-            if row.name == name and row.population == "all prompts":
+            if row.name == name and row.population == OURS:
                 ends = interval(row.estimate.low, row.estimate.high) or "not given"
                 said.append(
                     f"On average {what} changes by {number(row.estimate.value)} from A to B "
@@ -399,8 +431,9 @@ def _told(side: Side) -> dict[str, Any]:
         "command": command(manifest.given),
         "status": manifest.status,
         "started": manifest.started,
-        "memorized": f"{len(side.memorized)} of {len(side.known)} judged prompts reproduce"
-        if side.known
+        "memorized": f"{len(side.memorized - side.controls)} of {len(side.known - side.controls)} "
+        "judged prompts with a training image reproduce"
+        if side.known - side.controls
         else "No prompt is judged: none is known to reproduce",
     }
 
@@ -424,19 +457,23 @@ def _panels(
     x, y = (side.values["severity"] for side in (a, b))
     both = [name for name in shared if name in x and name in y]
     if both:
+        ours = [name for name in both if name not in a.controls]
         groups = {
-            "memorized": [p for p in both if p in a.memorized],
-            "not memorized": [p for p in both if p in a.known and p not in a.memorized],
-            "not judged": [p for p in both if p not in a.known],
+            "memorized": [p for p in ours if p in a.memorized],
+            "not memorized": [p for p in ours if p in a.known - a.memorized],
+            "not judged": [p for p in ours if p not in a.known],
+            "control": [p for p in both if p in a.controls],
         }
-        roles: dict[str, Role] = {"memorized": "memorized", "not memorized": "not memorized"}
+        roles: dict[str, Role] = {
+            "memorized": "memorized", "not memorized": "not memorized", "control": "control"
+        }  # fmt: skip
         panels.append(
             ScatterPanel(
                 "Severity of each prompt in both runs",
                 "severity in A",
                 "severity in B",
                 f"One dot a prompt, by {measure} at g = {guidance:g}, mean over seeds; groups as "
-                f"in A. Where nothing changed, both are equal. n = {len(both)}.",
+                f"in A. Where nothing changed, dots lie on the line. n = {len(both)}.",
                 tuple(
                     Points(
                         f"{label} in A (n = {len(members)})",
@@ -448,12 +485,13 @@ def _panels(
                     for label, members in groups.items()
                     if members
                 ),
+                equal=True,
             )
         )
     bars = [
         Bar(
             row.population,
-            "memorized" if row.population == "reproduced in A" else "other",
+            POPULATIONS.get(row.population, "other"),
             row.estimate.value,
             row.estimate.low,
             row.estimate.high,
@@ -471,8 +509,9 @@ def _panels(
                 tuple(bars),
             )
         )
-    whom = [name for name in shared if name in a.memorized] or list(shared)
-    population = "prompts reproduced in A" if whom != list(shared) else "all prompts"
+    reproduced = [name for name in shared if name in a.memorized - a.controls]
+    whom = reproduced or [name for name in shared if name not in a.controls]
+    population = "prompts reproduced in A" if reproduced else OURS
     for name, title, label in (
         ("w0", "Weight of the image in the state", "w0"),
         ("k", "Over-estimation", "k"),

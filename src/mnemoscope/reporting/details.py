@@ -8,17 +8,17 @@ and stays in the run folder.
 A redacted page holds no picture at all, since a sample that reproduces a training image shows it
 as well as the image does; each picture is replaced by its SHA-256, beside its similarity.
 
-Contents: `Details`.
+Contents: `Details`; `shortened`, the digest of a picture.
 """
 
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
 from typing import Any
 
 from mnemoscope.data.images import decode, thumbnail
+from mnemoscope.reporting.copies import Copy, Counts, Sample, counted
 from mnemoscope.reporting.explorer import Explorer, card
 from mnemoscope.reporting.quantities import Key, Quantities
 from mnemoscope.reporting.text import short, visible
@@ -26,6 +26,9 @@ from mnemoscope.reporting.verdict import Row
 
 SEEDS = 32
 """Samples of one prompt and guidance that a page shows."""
+
+ON_CARD = 4
+"""Samples on a card."""
 
 DIGEST = 16
 """Hex digits of a digest that a page shows in place of a picture: 64 bits."""
@@ -43,9 +46,8 @@ class Details:
         pictures: Training images by reference_id, without masks.
         samples: Samples by prompt and guidance, by rising seed.
         films: Filmstrips by prompt and guidance, by rising seed.
-        similarity: Closest similarity of a sample to an image of its prompt, by prompt, seed and
-            guidance.
-        nearest: Nearest training image of a prompt's samples.
+        copies: What each sample is a copy of.
+        copied: The copies among the samples of each prompt.
         quantities: The curves.
         redact: Whether pictures are replaced by digests.
     """
@@ -54,8 +56,8 @@ class Details:
     pictures: Mapping[str, bytes]
     samples: Mapping[Key, Sequence[Row]]
     films: Mapping[Key, Sequence[Row]]
-    similarity: Mapping[tuple[str, int, float], float]
-    nearest: Mapping[Key, str]
+    copies: Mapping[Sample, Copy]
+    copied: Mapping[Key, Counts]
     quantities: Quantities
     redact: bool
 
@@ -64,7 +66,7 @@ class Details:
         cls,
         shown: Explorer,
         tables: Mapping[str, Sequence[Row]],
-        measure: str,
+        copies: Mapping[Sample, Copy],
         quantities: Quantities,
         *,
         redact: bool,
@@ -73,13 +75,6 @@ class Details:
 
         Source: ours.
         """
-        similarity: dict[tuple[str, int, float], float] = {}
-        for row in tables["similarities"]:
-            value = row["value"]
-            if row["measure"] == measure and row["relation"] == "own" and value is not None:
-                key = row["prompt_id"], row["seed"], row["guidance"]
-                if isfinite(value):
-                    similarity[key] = max(similarity.get(key, -inf), value)
         return cls(
             shown,
             {
@@ -90,12 +85,8 @@ class Details:
             },
             _grouped(tables["samples"]),
             _grouped(tables["filmstrips"]),
-            similarity,
-            {
-                (row["prompt_id"], row["guidance"]): row["nearest_reference_id"]
-                for row in tables["severity"]
-                if row["measure"] == measure and row["nearest_reference_id"]
-            },
+            copies,
+            counted(copies),
             quantities,
             redact,
         )
@@ -110,13 +101,47 @@ class Details:
             return
         for scale in self.shown.scales:
             for place, row in enumerate(self.shown.order):
-                own = [self.pictures[name] for name in row["references"] if name in self.pictures]
-                samples = self.samples.get((row["prompt_id"], scale), ())
-                drawn = card(
-                    own[0] if own else None, [s["image"] for s in samples if s["image"] is not None]
-                )
+                images = [s["image"] for s in self._drawn((row["prompt_id"], scale))]
+                drawn = card(self.pictures.get(self._target(row, scale) or ""), images)
                 if drawn is not None:
                     yield place, scale, drawn
+
+    def digests(self) -> dict[str, list[list[Any]]]:
+        """Return what stands on a redacted card: digest and similarity of each of its pictures.
+
+        Returns:
+            By place and guidance scale; the training image first, with the best similarity of all.
+        """
+        if not self.redact:
+            return {}
+        found: dict[str, list[list[Any]]] = {}
+        for scale in self.shown.scales:
+            for place, row in enumerate(self.shown.order):
+                key = row["prompt_id"], scale
+                held = self.pictures.get(self._target(row, scale) or "")
+                found[f"{place} {scale:g}"] = [
+                    *([] if held is None else [[shortened(held), None]]),
+                    *(
+                        [shortened(sample["image"]), self._closeness(key, sample["seed"])]
+                        for sample in self._drawn(key)
+                    ),
+                ]
+        return found
+
+    def _drawn(self, key: Key) -> list[Row]:
+        """Return the samples on a card."""
+        return [s for s in self.samples.get(key, ()) if s["image"] is not None][:ON_CARD]
+
+    def _target(self, row: Row, scale: float) -> str | None:
+        """Return the image beside a prompt's samples: its own, or the one they copy instead."""
+        if self.shown.states.get((row["prompt_id"], scale)) == "another":
+            return self.copied[row["prompt_id"], scale].reference
+        return next((name for name in row["references"] if name in self.pictures), None)
+
+    def _closeness(self, key: Key, seed: int) -> float | None:
+        """Return the similarity of a sample to the image it copies, or to its own."""
+        copy = self.copies.get((key[0], seed, key[1]), Copy())
+        return short(copy.nearest if copy.whose == "another" else copy.own)
 
     def within(self, budget: float) -> tuple[frozenset[tuple[Any, ...]], int]:
         """Choose the pictures that a page has room for.
@@ -134,7 +159,7 @@ class Details:
                 key = row["prompt_id"], scale
                 wanted += [
                     (("reference", name), len(self.pictures[name]))
-                    for name in (*row["references"], self.nearest.get(key) or "")
+                    for name in (*row["references"], self._nearest(key) or "")
                     if name in self.pictures
                 ]
                 wanted += [
@@ -173,23 +198,47 @@ class Details:
                 for name in row["references"]
             ],
             "at": {
-                f"{scale:g}": self._at((row["prompt_id"], scale), row["references"], kept)
+                f"{scale:g}": self._at((row["prompt_id"], scale), kept)
                 for scale in self.shown.scales
             },
         }
 
-    def _at(
-        self, key: Key, own: Sequence[str], kept: frozenset[tuple[Any, ...]] | None
-    ) -> dict[str, Any]:
+    def _nearest(self, key: Key) -> str | None:
+        """Return the image of another prompt that is copied, or else comes nearest."""
+        reference = self.copied.get(key, Counts()).reference
+        if reference is not None:
+            return reference
+        closest = max(
+            (copy for copy in self._of(key) if copy.nearest is not None),
+            key=lambda copy: copy.nearest or 0.0,
+            default=Copy(),
+        )
+        return closest.reference
+
+    def _closest(self, key: Key, reference: str) -> float | None:
+        values = [copy.nearest for copy in self._of(key) if copy.reference == reference]
+        return max((value for value in values if value is not None), default=None)
+
+    def _of(self, key: Key) -> Iterable[Copy]:
+        return (
+            self.copies.get((key[0], s["seed"], key[1]), Copy()) for s in self.samples.get(key, ())
+        )
+
+    def _at(self, key: Key, kept: frozenset[tuple[Any, ...]] | None) -> dict[str, Any]:
         samples = self.samples.get(key, ())
-        nearest = self.nearest.get(key)
+        nearest, copied = self._nearest(key), self.copied.get(key, Counts())
         films = [] if self.redact else self.films.get(key, ())[:SEEDS]
         return {
             "samples": [self._sample(key, row, kept) for row in samples[:SEEDS]],
             "more": max(0, len(samples) - SEEDS),
             "nearest": None
-            if nearest is None or nearest in own
-            else self._reference(nearest, kept) | {"name": visible(nearest, 40)},
+            if nearest is None
+            else self._reference(nearest, kept)
+            | {
+                "name": visible(nearest, 40),
+                "similarity": short(self._closest(key, nearest)),
+                "copied": copied.another if nearest == copied.reference else 0,
+            },
             "curves": self.quantities.curves(*key),
             "scores": self.shown.scores.of(*key),
             "films": [
@@ -212,11 +261,14 @@ class Details:
         else:
             room = kept is None or ("sample", *key, row["seed"]) in kept
             picture = self._picture(row["image"], room)
+        copy = self.copies.get((key[0], row["seed"], key[1]), Copy())
         return picture | {
             "seed": row["seed"],
             "status": visible(row["status"], 20),
             "reason": visible(row["reason"] or "", 200),
-            "similarity": short(self.similarity.get((key[0], row["seed"], key[1]))),
+            "similarity": self._closeness(key, row["seed"]),
+            "copies": copy.whose,
+            "borderline": copy.borderline,
         }
 
     def _reference(self, name: str, kept: frozenset[tuple[Any, ...]] | None) -> Picture:
@@ -226,7 +278,7 @@ class Details:
 
     def _picture(self, image: bytes, room: bool) -> Picture:
         if self.redact:
-            return {"digest": hashlib.sha256(image).hexdigest()[:DIGEST]}
+            return {"digest": shortened(image)}
         return {"image": _base64(image)} if room else {"why": "not on this page"}
 
 
@@ -235,6 +287,14 @@ def _grouped(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     for row in sorted(rows, key=lambda row: row["seed"]):
         grouped.setdefault((row["prompt_id"], row["guidance"]), []).append(row)
     return grouped
+
+
+def shortened(image: bytes) -> str:
+    """Return the digest that stands for a picture: the first digits of its SHA-256.
+
+    Source: ours.
+    """
+    return hashlib.sha256(image).hexdigest()[:DIGEST]
 
 
 def _base64(data: bytes) -> str:

@@ -3,27 +3,37 @@
 It is light: texts, scores and the name of one small picture a prompt and guidance, so that a run of
 ten thousand prompts opens at once. All else about a prompt is its detail (see `details`).
 
-A card is that small picture: the training image, and four samples beside it.
+A card is that small picture: the training image, and four samples beside it. The state of a prompt
+at a guidance scale decides its colour, everywhere on the page::
 
-Contents: `Explorer`, `explorer`, `card`.
+    memorized    at least half of its samples reproduce its own image
+    another      at least half reproduce a training image, but not so its own
+    control      a control that is neither
+    plain        any other prompt that is neither
+    unjudged     neither can be told
+
+Contents: `Explorer`, `explorer`, `State`, `state_of`, `card`.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
+from mnemoscope.reporting.copies import Counts
 from mnemoscope.reporting.quantities import Key, Quantities
 from mnemoscope.reporting.scores import RECOMMENDED, Scores
 from mnemoscope.reporting.text import short, visible
 from mnemoscope.reporting.verdict import Row, Verdict
-from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
+from mnemoscope.severity.truth import MEMORIZED_SHARE, NOT_JUDGED, Judgement, judge
 
 TILE = 96
 """Side of the training image in a card, in pixels; a sample's is half of it."""
+
+State = Literal["memorized", "another", "control", "plain", "unjudged"]
 
 TEXT = 400
 """Characters of a prompt that the list shows and searches; its own page shows more."""
@@ -39,6 +49,7 @@ class Explorer:
         lead: Guidance scale that leads; None where the run has no sample.
         scales: All guidance scales, the leading one first.
         scores: Scores of detectors.
+        states: State of every prompt at every guidance scale.
     """
 
     data: dict[str, Any]
@@ -46,6 +57,12 @@ class Explorer:
     lead: float | None
     scales: tuple[float, ...]
     scores: Scores
+    states: Mapping[Key, State]
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Return the place of each prompt in the list."""
+        return {row["prompt_id"]: place for place, row in enumerate(self.order)}
 
 
 @dataclass
@@ -73,6 +90,7 @@ def explorer(
     scores: Scores,
     quantities: Quantities,
     found: Verdict,
+    copied: Mapping[Key, Counts],
 ) -> Explorer:
     """Collect what the explorer shows.
 
@@ -83,6 +101,7 @@ def explorer(
         scores: Scores of detectors.
         quantities: What the record says of each prompt.
         found: The verdict, whose measure and guidance lead.
+        copied: The copies among the samples of each prompt.
 
     Source: ours.
     """
@@ -116,6 +135,15 @@ def explorer(
     for row in samples:
         key = row["prompt_id"], row["guidance"]
         counts[key] = counts.get(key, 0) + (row["status"] == "ok")
+    states: dict[Key, State] = {
+        (row["prompt_id"], scale): state_of(
+            judged.get((row["prompt_id"], scale), NOT_JUDGED),
+            copied.get((row["prompt_id"], scale), Counts()),
+            control=row["group"] == "control",
+        )
+        for row in ordered
+        for scale in scales
+    }
     data = {
         "prompts": [
             _entry(row)
@@ -126,6 +154,8 @@ def explorer(
                         judged.get(key, NOT_JUDGED),
                         counts.get(key, 0),
                         columns.of(key),
+                        copied.get(key, Counts()),
+                        states[key],
                     )
                     for scale in scales
                     for key in [(row["prompt_id"], scale)]
@@ -143,7 +173,21 @@ def explorer(
         "schedule": quantities.schedule,
     }
     scales = sorted(scales, key=lambda scale: scale != lead)
-    return Explorer(data, ordered, lead, tuple(scales), scores)
+    return Explorer(data, ordered, lead, tuple(scales), scores, states)
+
+
+def state_of(judged: Judgement, copied: Counts, *, control: bool) -> State:
+    """Return the state of a prompt at a guidance scale; see the module.
+
+    Source: ours.
+    """
+    if judged.memorized:
+        return "memorized"
+    if copied.another and copied.own + copied.another >= MEMORIZED_SHARE * copied.n:
+        return "another"
+    if judged.memorized is None:
+        return "unjudged"
+    return "control" if control else "plain"
 
 
 def _columns(
@@ -190,6 +234,7 @@ def _entry(row: Row) -> dict[str, Any]:
         "text": visible(row["prompt"], TEXT),
         "group": visible(row["group"] or "no group", 60),
         "level": row["level"],
+        "seen": row["repetitions"],
         "kind": visible(row["kind"] or "", 60),
         # A control's image is held out, so no page may call it a training image.
         "image": "held-out image" if row["group"] == "control" else "training image",
@@ -198,12 +243,21 @@ def _entry(row: Row) -> dict[str, Any]:
     }
 
 
-def _at(rated: Row | None, judged: Judgement, n: int, values: list[float | None]) -> dict[str, Any]:
+def _at(
+    rated: Row | None,
+    judged: Judgement,
+    n: int,
+    values: list[float | None],
+    copied: Counts,
+    state: State,
+) -> dict[str, Any]:
     grade = rated["grade"] if rated else None
     return {
         "n": rated["n"] if rated else n,
         "share": short(judged.share),
-        "memorized": judged.memorized,
+        "state": state,
+        "another": copied.another,
+        "borderline": copied.borderline,
         "grade": grade or "not graded",
         "v": values,
     }

@@ -5,6 +5,7 @@ readers, and told apart by dash and marker as well)::
 
     memorized       vermilion, solid, circle        control    green, dash-dot, triangle
     not memorized   blue, long dash, square         schedule   grey, short dash
+    another         magenta, dotted, pentagon       a second line beside it: grey, dots
 
 For print each finding is one PNG and one page of a PDF, panels side by side. For the page each
 panel is one SVG whose colours are variables of the page, so that it follows light and dark, and
@@ -24,12 +25,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mnemoscope.core.panels import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
+from mnemoscope.reporting.text import known
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Look:
 
 LOOKS = {
     "memorized": Look("#d55e00", "memorized", "-", "o"),
+    "another": Look("#a03080", "another", (0, (1.0, 1.2)), "p"),
     "not memorized": Look("#0072b2", "plain", (0, (6.0, 1.6)), "s"),
     "control": Look("#00916b", "control", "-.", "^"),
     "schedule": Look("#7a7a7a", "schedule", (0, (2.4, 2.0)), ""),
@@ -55,6 +59,9 @@ _OTHER = (
     Look("#b8860b", "other2", (0, (4.0, 1.0, 1.0, 1.0)), "v"),
     Look("#56707f", "other3", ":", "P"),
 )
+_SECOND = (0, (0.8, 1.8))
+"""Dash of a second reference line, such as the exact predictor beside the schedule."""
+
 _INK, _FAINT, _PAPER = "#1b1b1f", "#c9c9cd", "#ffffff"
 _VARIABLES = {
     **{look.colour: f"var(--{look.variable})" for look in (*LOOKS.values(), *_OTHER)},
@@ -64,14 +71,14 @@ _VARIABLES = {
 }
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
+    "font.size": 11.0,
+    "axes.titlesize": 12.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9.0,
     # Left to itself, a title looks for room by measuring every tick: a sixth of all time.
     "axes.titley": 1.0,
-    "axes.labelsize": 9.0,
+    "axes.labelsize": 11.0,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
     "axes.titlecolor": _INK,
@@ -90,11 +97,11 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _FAINT,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
+    "xtick.labelsize": 10.6,
+    "ytick.labelsize": 10.6,
     "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "legend.handlelength": 2.2,
+    "legend.fontsize": 10.6,
+    "legend.handlelength": 1.9,
     "lines.linewidth": 1.8,
     "figure.facecolor": _PAPER,
     "savefig.facecolor": _PAPER,
@@ -102,16 +109,31 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mnemoscope",
     "pdf.fonttype": 42,
 }
-_SIZE = (4.6, 3.4)
-"""Inches of one panel; three side by side fill a landscape page."""
+_SIZE = (4.6, 3.9)
+"""Inches of one panel; three side by side fill a landscape page. A phone shows it with 1.06 pixels
+a point, so that the smallest letters of 10.6 points have 11 pixels."""
 
-_PLACE = (0.135, 0.265, 0.845, 0.62)
-"""Axes within a panel of the page: room for a title, both labels and two rows of legend."""
+_SMALL = 10.6
+"""Points of the smallest letters."""
+
+_PLACE = (0.155, 0.3, 0.825, 0.565)
+"""Axes within a panel of the page: room for a title, both labels and three rows of legend."""
+
+_BARS = (0.36, 0.16, 0.6, 0.705)
+"""The same for bars, which lie, so that their names are read without turning the head."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 POINTS = 2000
 """Most dots of one group on a page: more cannot be told apart, and each costs 100 bytes."""
+
+_DOTS = "dots-"
+"""Beginning of the identifier of a group of dots."""
+
+_MARK = "data-place"
+"""Attribute of a dot that stands for a prompt of the page's list."""
+
+_LINE = LOOKS["schedule"].colour
 
 _ACROSS = 3
 """Panels in one row of a figure for print."""
@@ -130,8 +152,12 @@ def _look(part: Series | Points, others: Sequence[str]) -> Look:
 
 def _draw_curves(axes: Axes, panel: CurvePanel) -> None:
     others = _others(panel.series)
+    lines = 0
     for series in panel.series:
         look = _look(series, others)
+        if series.role == "schedule":
+            look = replace(look, dash=_SECOND) if lines else look
+            lines += 1
         if series.low is not None and series.high is not None:
             axes.fill_between(
                 series.x, series.low, series.high, color=look.colour, alpha=0.16, linewidth=0
@@ -152,21 +178,26 @@ def _power(value: float, _: int | None) -> str:
 
 def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
     others = _others(panel.points)
-    for points in panel.points:
+    for place, points in enumerate(panel.points):
         look = _look(points, others)
         axes.scatter(
             points.x, points.y, s=26, color=look.colour, alpha=0.8, linewidths=0,
-            marker=look.marker or "o", label=points.label,
+            marker=look.marker or "o", label=points.label, gid=f"{_DOTS}{place}",
         )  # fmt: skip
     if panel.log_x:
+        values = np.concatenate([points.x for points in panel.points])
+        # Prices may be 0, which a logarithm has no place for; none is below.
         axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(0 if values.min() < 1 else 0.8 * values.min(), 1.3 * values.max())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    if panel.equal:
+        values = np.concatenate([part for points in panel.points for part in (points.x, points.y)])
+        low, high = float(values.min()), float(values.max())
+        ends = [low - 0.04 * (high - low), high + 0.04 * (high - low)]
+        axes.plot(ends, ends, color=_LINE, lw=1.2, ls=LOOKS["schedule"].dash, label="equal in both")
+        axes.set(xlim=ends, ylim=ends)
     if panel.named:
         _name_points(axes, panel)
-    if panel.note:
-        axes.text(
-            0.98, 0.03, panel.note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8
-        )
 
 
 def _name_points(axes: Axes, panel: ScatterPanel) -> None:
@@ -174,8 +205,8 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
     low, high = axes.get_ylim()
     # The room for names lies beyond the data, where a tick would promise more of it.
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
-    axes.set_ylim(low, high + 0.25 * (high - low))
-    line = 8 * axes.figure.dpi / 72
+    axes.set_ylim(low, high + 0.35 * (high - low))
+    line = 11.5 * axes.figure.dpi / 72
     floor = -math.inf
     for name, x, y in sorted(
         (
@@ -192,11 +223,11 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
         axes.annotate(
             name,
             (x, y),
-            xytext=(7 if left else -7, (at - up) * 8 / line),
+            xytext=(7 if left else -7, (at - up) * 11.5 / line),
             textcoords="offset points",
             ha="left" if left else "right",
             va="bottom",
-            fontsize=6.5,
+            fontsize=_SMALL,
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": _INK, "shrinkA": 0, "shrinkB": 0},
         )
         floor = at
@@ -206,15 +237,14 @@ def _draw_bars(axes: Axes, panel: BarPanel) -> None:
     # Bars name themselves on the axis, so colour only tells populations from everything else.
     for place, bar in enumerate(panel.bars):
         look = LOOKS.get(bar.role, _OTHER[0])
-        axes.bar(place, bar.value, width=0.62, color=look.colour, alpha=0.85)
+        axes.barh(place, bar.value, height=0.62, color=look.colour, alpha=0.85)
         if math.isfinite(bar.low) and math.isfinite(bar.high):
             reach = [[max(0.0, bar.value - bar.low)], [max(0.0, bar.high - bar.value)]]
-            axes.errorbar(place, bar.value, yerr=reach, color=_INK, lw=1.0, capsize=3)
-    axes.axhline(0, color=_INK, lw=0.8)
-    width = max(9, 52 // max(1, len(panel.bars)))
-    labels = [_wrapped(bar.label, width) for bar in panel.bars]
-    axes.set_xticks(range(len(panel.bars)), labels, fontsize=8 if len(labels) < 6 else 7)
-    axes.grid(axis="x", visible=False)
+            axes.errorbar(bar.value, place, xerr=reach, color=_INK, lw=1.0, capsize=3)
+    axes.axvline(0, color=_INK, lw=0.8)
+    axes.set_yticks(range(len(panel.bars)), [_wrapped(bar.label, 19) for bar in panel.bars])
+    axes.set_ylim(len(panel.bars) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 def draw(axes: Axes, panel: Panel) -> None:
@@ -226,18 +256,31 @@ def draw(axes: Axes, panel: Panel) -> None:
             _draw_points(axes, panel)
         case BarPanel():
             _draw_bars(axes, panel)
-    axes.set_title(_wrapped(panel.title, 46))
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(_wrapped(panel.y_label, 46))
-    axes.yaxis.set_label_coords(-0.115, 0.5)
     axes.tick_params(length=0)
+    if isinstance(panel, BarPanel):
+        # Names are wide, so that the title begins above them.
+        axes.set_title(_wrapped(panel.title, 42), x=-_BARS[0] / _BARS[2])
+        axes.set_xlabel(_wrapped(panel.y_label, 36))
+        return
+    axes.set_title(_wrapped(panel.title, 42), x=-_PLACE[0] / _PLACE[2])
+    note = known(panel.note) if isinstance(panel, ScatterPanel) else ""
+    # Beneath the axes a note hides no dot, wherever the dots are.
+    axes.set_xlabel(f"{panel.x_label}\n{note}" if note else panel.x_label)
+    axes.set_ylabel(_wrapped(panel.y_label, 34))
+    axes.yaxis.set_label_coords(-0.13, 0.5)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # Below the axes a legend never hides a curve, whatever the data.
         axes.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2,
-            borderaxespad=0, columnspacing=1.4,
+            handles, labels, loc="upper left",
+            bbox_to_anchor=(-_PLACE[0] / _PLACE[2], -0.31 if note else -0.215),
+            ncols=2, borderaxespad=0, columnspacing=1.4,
         )  # fmt: skip
+
+
+def _place(panel: Panel) -> tuple[float, float, float, float]:
+    """Return where the axes lie within a panel."""
+    return _BARS if isinstance(panel, BarPanel) else _PLACE
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -249,9 +292,9 @@ def _sheet(panels: Sequence[Panel]) -> Figure:
     across = min(len(panels), _ACROSS)
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(_SIZE[0] * across, _SIZE[1] * down))
-    left, bottom, width, height = _PLACE
     for place, panel in enumerate(panels):
         row, column = divmod(place, across)
+        left, bottom, width, height = _place(panel)
         # Places are fixed: laying out dozens of axes would take longer than the study's report.
         draw(
             figure.add_axes(
@@ -304,17 +347,18 @@ _ATTRIBUTES = {
     "viewBox", "id", "d", "x", "y", "width", "height", "transform", "clip-path", "href", "fill",
     "fill-opacity", "fill-rule", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray",
     "stroke-dashoffset", "stroke-linejoin", "stroke-linecap", "stroke-miterlimit", "opacity",
-    "text-anchor", "font-size", "font-weight",
+    "text-anchor", "font-size", "font-weight", _MARK,
 }  # fmt: skip
 """All that a figure of ours needs; anything else matplotlib may write is left out."""
 
 
-def svg(panel: Panel, name: str) -> str:
+def svg(panel: Panel, name: str, places: Mapping[str, int] | None = None) -> str:
     """Draw a panel for the page.
 
     Args:
         panel: The panel.
         name: Name of the panel in the page; makes its identifiers unique there.
+        places: Place of each prompt in the page's list, which its dots are marked with.
 
     Returns:
         One `svg` element whose colours are the page's variables; the same panel gives the same
@@ -322,17 +366,20 @@ def svg(panel: Panel, name: str) -> str:
 
     Source: ours.
     """
-    buffer = io.StringIO()
+    buffer, panel = io.StringIO(), _thinned(panel)
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=_SIZE)
-        draw(figure.add_axes(_PLACE), _thinned(panel))
+        draw(figure.add_axes(_place(panel)), panel)
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"))
         )
-    root = _cleaned(ElementTree.fromstring(buffer.getvalue()), name)
+    drawn = ElementTree.fromstring(buffer.getvalue())
+    if places and isinstance(panel, ScatterPanel):
+        _mark(drawn, panel, places)
+    root = _cleaned(drawn, name)
     for unneeded in ("width", "height", "id"):
         root.attrib.pop(unneeded, None)
-    label = f"{panel.title}. {panel.caption}"
+    label = known(f"{panel.title}. {panel.caption}")
     root.attrib |= {
         "role": "img",
         "aria-label": label,
@@ -350,11 +397,20 @@ def _thinned(panel: Panel) -> Panel:
     for points in panel.points:
         step = math.ceil(len(points.x) / POINTS)
         label = points.label if step < 2 else f"{points.label}, every {step}th drawn"
-        part = slice(None, None, max(1, step))
-        groups.append(
-            Points(label, points.role, points.x[part], points.y[part], points.prompt_ids[part])
-        )
+        part = np.flatnonzero(np.isfinite(points.x) & np.isfinite(points.y))[:: max(1, step)]
+        names = tuple(points.prompt_ids[at] for at in part)
+        groups.append(Points(label, points.role, points.x[part], points.y[part], names))
     return replace(panel, points=tuple(groups))
+
+
+def _mark(root: ElementTree.Element, panel: ScatterPanel, places: Mapping[str, int]) -> None:
+    """Mark each dot with the place of its prompt."""
+    groups = {group.get("id"): group for group in root.iter(f"{{{_SVG}}}g")}
+    for at, points in enumerate(panel.points):
+        dots = list(groups[f"{_DOTS}{at}"].iter(f"{{{_SVG}}}use")) if len(points.x) else []
+        for dot, name in zip(dots, points.prompt_ids, strict=True):
+            if name in places:
+                dot.set(_MARK, str(places[name]))
 
 
 def _cleaned(element: ElementTree.Element, name: str) -> ElementTree.Element:

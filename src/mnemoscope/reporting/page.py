@@ -40,13 +40,14 @@ from mnemoscope.mechanism import Finding
 from mnemoscope.mechanism.base import Check
 from mnemoscope.reporting import argument, figures
 from mnemoscope.reporting.board import Board, board
+from mnemoscope.reporting.copies import copies, counted
 from mnemoscope.reporting.details import Details
-from mnemoscope.reporting.explorer import Explorer, explorer
+from mnemoscope.reporting.explorer import Explorer, State, explorer
 from mnemoscope.reporting.export import Download, downloads
 from mnemoscope.reporting.quantities import quantities
 from mnemoscope.reporting.scores import RECOMMENDED, Scores, scores_of, shown_first, told
 from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
-from mnemoscope.reporting.text import interval, number, percent, visible
+from mnemoscope.reporting.text import interval, known, number, percent, visible
 from mnemoscope.reporting.verdict import Row, Verdict, measure_of, verdict
 from mnemoscope.runs.folder import Run
 from mnemoscope.runs.records import write_atomically
@@ -58,6 +59,20 @@ SHOWN = 4
 
 LISTED = 6
 """Detectors of the overview; the others are folded away."""
+
+COUNTED: Mapping[bool, Mapping[State, str]] = {
+    False: {
+        "memorized": "prompts reproduce their own image",
+        "another": "prompts copy another training image",
+        "plain": "prompts reproduce no known image",
+    },
+    True: {
+        "memorized": "controls reproduce the image held out for them",
+        "another": "controls copy a training image",
+        "control": "controls reproduce no known image",
+    },
+}
+"""Words for the states, of prompts with a training image and of controls."""
 
 BUDGET = 2_300_000
 """Bytes of pictures in a single file: 3.1 MB as base64, which leaves 2.9 of the demo's 6 MB for
@@ -79,6 +94,7 @@ class Drawn:
 
     name: str
     title: str
+    label: str
     caption: str
     svg: Markup
 
@@ -103,6 +119,16 @@ class Step:
 
     claim: argument.Claim
     sections: tuple[Section, ...]
+
+    @property
+    def panels(self) -> tuple[Drawn, ...]:
+        """Return the panels that stand beside the claim."""
+        found: list[Drawn] = []
+        for section in self.sections:
+            labels = self.claim.shown.get(section.finding.name, ())
+            wanted = [panel for panel in section.panels if panel.label in labels]
+            found += wanted or section.panels[:2]
+        return tuple(found)
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -156,12 +182,16 @@ def report(
     )  # fmt: skip
     computed = quantities(record)
     scores = scores_of(run.table("scores"))
-    shown = explorer(rows["prompts"], rows["samples"], rows["severity"], scores, computed, found)
-    details = Details.of(shown, rows, measure, computed, redact=redact_images)
+    copied = copies(rows["prompts"], rows["similarities"], rows["severity"], rows["null"], measure)
+    shown = explorer(
+        rows["prompts"], rows["samples"], rows["severity"], scores, computed, found,
+        counted(copied),
+    )  # fmt: skip
+    details = Details.of(shown, rows, copied, computed, redact=redact_images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sections = _sections(findings)
-        overview = _overview(rows, found, findings, ranked)
+        sections = _sections(findings, shown.places)
+        overview = _overview(rows, shown, found, findings, ranked)
         parts = _embedded(details) if single_file else _beside(details, folder)
         if not single_file:
             _print(overview, sections, folder / "figures")
@@ -184,6 +214,7 @@ class Delivery:
     Attributes:
         paged: Whether they lie beside the page.
         redacted: Whether digests stand for pictures.
+        digests: What stands on redacted cards, by place and scale.
         cards: Source of the card of each prompt and guidance scale, by place and scale.
         details: Detail of each prompt, where the page holds them.
         examples: Detail of the prompts beside the verdict.
@@ -192,6 +223,7 @@ class Delivery:
 
     paged: bool
     redacted: bool
+    digests: dict[str, list[list[Any]]]
     cards: dict[str, str]
     details: list[dict[str, Any]]
     examples: list[tuple[int, dict[str, Any]]]
@@ -211,7 +243,9 @@ def _embedded(details: Details) -> Delivery:
     kept, omitted = details.within(room)
     every = [details.of_prompt(place, kept) for place in range(len(details.shown.order))]
     examples = [(place, every[place]) for place in _chosen(details.shown)]
-    return Delivery(False, details.redact, cards, every, examples, omitted + left_out)
+    return Delivery(
+        False, details.redact, details.digests(), cards, every, examples, omitted + left_out
+    )
 
 
 def _beside(details: Details, folder: Path) -> Delivery:
@@ -235,7 +269,7 @@ def _beside(details: Details, folder: Path) -> Delivery:
         )
         (folder / "data" / f"{place}.html").write_text(text, "utf-8")
     examples = [(place, details.of_prompt(place, None)) for place in _chosen(details.shown)]
-    return Delivery(True, details.redact, cards, [], examples, 0)
+    return Delivery(True, details.redact, details.digests(), cards, [], examples, 0)
 
 
 def _webp(image: bytes) -> str:
@@ -247,22 +281,25 @@ def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _sections(findings: Mapping[str, Finding]) -> dict[str, Section]:
+def _sections(findings: Mapping[str, Finding], places: Mapping[str, int]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     for place, (name, finding) in enumerate(findings.items(), 1):
         stem = f"{place}-{name.replace('_', '-')}"
-        sections[name] = Section(finding, stem, _drawn(finding.panels, stem))
+        sections[name] = Section(finding, stem, _drawn(finding.panels, stem, places))
     return sections
 
 
-def _drawn(panels: Sequence[Panel], stem: str) -> tuple[Drawn, ...]:
+def _drawn(
+    panels: Sequence[Panel], stem: str, places: Mapping[str, int] | None = None
+) -> tuple[Drawn, ...]:
     return tuple(
         # The drawing is rebuilt from a list of elements and attributes, and serialised by us.
         Drawn(
             f"{stem}-{place}",
             panel.title,
+            panel.y_label,
             panel.caption,
-            Markup(figures.svg(panel, f"{stem}-{place}")),
+            Markup(figures.svg(panel, f"{stem}-{place}", places)),
         )
         for place, panel in enumerate(panels, 1)
     )
@@ -270,6 +307,7 @@ def _drawn(panels: Sequence[Panel], stem: str) -> tuple[Drawn, ...]:
 
 def _overview(
     rows: Mapping[str, Sequence[Row]],
+    shown: Explorer,
     found: Verdict,
     findings: Mapping[str, Finding],
     ranked: Board | None,
@@ -277,8 +315,8 @@ def _overview(
     """Return the panels beside the words of the verdict, those that there are."""
     deviation = findings["deviation"].panels if "deviation" in findings else ()
     panels = {
-        "levels": level_panel(found),
-        "similarities": similarity_panel(rows["prompts"], rows["similarities"], found),
+        "levels": level_panel(rows["prompts"], found),
+        "similarities": similarity_panel(rows["similarities"], shown.states, found),
         "null": null_panel(rows["null"], found),
         "scatter": deviation[0] if deviation else None,
         "board": ranked.panel if ranked else None,
@@ -310,6 +348,7 @@ def environment() -> jinja2.Environment:
         "number": number,
         "percent": percent,
         "visible": visible,
+        "known": known,
         "linked": argument.linked,
         "anchor": argument.anchor,
     }
@@ -330,6 +369,7 @@ def _render(
     ranked: Board | None,
 ) -> str:
     style, script = ((PARTS / name).read_text("utf-8") for name in ("style.css", "script.js"))
+    style += _foot(run)
     checks = [check for section in sections.values() for check in section.finding.checks]
     return (
         environment()
@@ -351,10 +391,12 @@ def _render(
                 "cards": parts.cards,
                 "paged": parts.paged,
                 "redacted": parts.redacted,
+                "digests": parts.digests,
                 "films": run.manifest.rows.get("filmstrips", 0) > 0,
             },
             parts=parts,
             examples=list(_examples(shown, parts)),
+            tallies=_tallies(shown),
             steps=[
                 Step(claim, tuple(sections[name] for name in claim.analyses if name in sections))
                 for claim in argument.CLAIMS
@@ -362,7 +404,11 @@ def _render(
             sections=list(sections.values()),
             checks_said=_count(checks),
             overview=dict.fromkeys(("levels", "similarities", "scatter", "board", "null"))
-            | {name: _drawn([panel], f"0-{name}")[0] for name, panel in overview.items()},
+            | {
+                # The dots of the leaderboard are detectors.
+                name: _drawn([panel], f"0-{name}", None if name == "board" else shown.places)[0]
+                for name, panel in overview.items()
+            },
             downloads=files,
             ranked=ranked,
             scored=_scored(shown.scores, found),
@@ -380,6 +426,20 @@ def digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
+def _foot(run: Run) -> str:
+    """Return the style that prints the run's digest beneath every page."""
+    return f"@page {{ @bottom-left {{ content: 'mnemoscope · run {run_digest(run)[:16]}'; }} }}\n"
+
+
+def run_digest(run: Run) -> str:
+    """Return the SHA-256 over the digests of all parts of a run, 64 hex digits.
+
+    Source: ours.
+    """
+    lines = "\n".join(f"{name} {digest}" for name, digest, _ in _digests(run))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _count(checks: Sequence[Check]) -> str:
     holds = sum(check.holds is True for check in checks)
     fails = sum(check.holds is False for check in checks)
@@ -394,32 +454,47 @@ def _chosen(shown: Explorer) -> list[int]:
     """Choose the prompts beside the verdict: the most severe ones and one not memorized."""
     if shown.lead is None:
         return []
-    entries = shown.data["prompts"]
     usable = [place for place, row in enumerate(shown.order) if row["references"]]
-    memorized = [entry["at"][f"{shown.lead:g}"]["memorized"] for entry in entries]
-    high = [place for place in usable if memorized[place]]
-    low = [
-        place
-        for place in usable
-        if memorized[place] is False and entries[place]["image"] == "training image"
-    ]
+    of = {place: shown.states[shown.order[place]["prompt_id"], shown.lead] for place in usable}
+    memorized, another, plain = (
+        [place for place in usable if of[place] == state]
+        for state in ("memorized", "another", "plain")
+    )
+    last = [*another[:1], *plain[::-1][:1]]
     # Where no prompt is judged, the first are shown, and said not to be.
-    return (high[: SHOWN - 1] + low[::-1][:1]) or usable[:SHOWN]
+    return [*memorized[: SHOWN - len(last)], *last] or usable[:SHOWN]
 
 
 def _examples(shown: Explorer, parts: Delivery) -> Iterator[dict[str, Any]]:
     lead = shown.data["lead"]
     for place, detail in parts.examples:
-        entry = shown.data["prompts"][place]
-        yield {
+        entry, here = shown.data["prompts"][place], detail["at"][lead]
+        state = entry["at"][lead]["state"]
+        yield entry["at"][lead] | {
             "place": place,
             "text": entry["text"],
-            "own": detail["own"][0],
-            "samples": [s for s in detail["at"][lead]["samples"] if s["status"] == "ok"][:4],
-            "share": entry["at"][lead]["share"],
-            "n": entry["at"][lead]["n"],
-            "memorized": entry["at"][lead]["memorized"],
+            "beside": here["nearest"] if state == "another" else detail["own"][0],
+            "samples": [s for s in here["samples"] if s["status"] == "ok"][:4],
         }
+
+
+def _tallies(shown: Explorer) -> list[dict[str, Any]]:
+    """Count the prompts of each state, those with a training image and controls apart."""
+    found: list[dict[str, Any]] = []
+    if shown.lead is None:
+        return found
+    for control in (False, True):
+        states = [
+            shown.states[row["prompt_id"], shown.lead]
+            for row in shown.order
+            if (row["group"] == "control") == control
+            and shown.states[row["prompt_id"], shown.lead] != "unjudged"
+        ]
+        for state, words in COUNTED[control].items():
+            count = states.count(state)
+            if count or (states and state == "memorized" and not control):
+                found.append({"state": state, "count": count, "n": len(states), "words": words})
+    return found
 
 
 def _scored(scores: Scores, found: Verdict) -> dict[str, Any] | None:
@@ -450,6 +525,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     samples = ", ".join(f"{count:,} {status}" for status, count in sorted(manifest.samples.items()))
     return [
         ("Status", manifest.status),
+        ("Run, SHA-256 over its parts", run_digest(run)),
         *((f"Study: {name}", text) for name, text in sorted(study.items())),
         *((f"Model {name}", visible(text, 200)) for name, text in sorted(manifest.model.items())),
         ("Prompts and images, SHA-256", manifest.prompts),

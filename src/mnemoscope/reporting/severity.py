@@ -3,32 +3,41 @@
 Contents: `level_panel`, `similarity_panel`, `null_panel`; each None where the run lacks its data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mnemoscope.core.panels import Bar, BarPanel, CurvePanel, Role, Series
+from mnemoscope.reporting.explorer import State
+from mnemoscope.reporting.quantities import Key
 from mnemoscope.reporting.text import number
 from mnemoscope.reporting.verdict import Row, Verdict
-from mnemoscope.severity.truth import NOT_JUDGED
 
-NOT_JUDGED_LABEL = "not judged"
-ROLES: dict[str, Role] = {
-    "memorized": "memorized", "not memorized": "not memorized", "control": "control"
-}  # fmt: skip
-"""Looks of the groups; the others have none of their own."""
+GROUPS: dict[State, tuple[str, Role]] = {
+    "memorized": ("memorized", "memorized"),
+    "another": ("copies another", "another"),
+    "plain": ("not memorized", "not memorized"),
+    "control": ("control", "control"),
+    "unjudged": ("not judged", "other"),
+}
+"""Label and look of each state."""
 
 BINS = 24
 """Bins of the histogram of similarities: fine enough to show two humps in a few hundred samples."""
 
 
-def level_panel(found: Verdict) -> BarPanel | None:
-    """Show the share of memorized prompts by how often their image was planted."""
+def level_panel(prompts: Sequence[Row], found: Verdict) -> BarPanel | None:
+    """Show the share of memorized prompts by how often their image was trained on."""
     if not found.levels or found.guidance is None:
         return None
+    times = {
+        f"level {row['level']}": f"seen {row['repetitions']:,} times"
+        for row in prompts
+        if row["level"] is not None and row["repetitions"] is not None
+    }
     controls = [tally for tally in found.tallies if tally.label == "controls"]
     tallies = [("control", tally, "never") for tally in controls] + [
-        ("memorized", tally, tally.label) for tally in found.levels
+        ("memorized", tally, times.get(tally.label, tally.label)) for tally in found.levels
     ]
     bars = tuple(
         Bar(
@@ -41,8 +50,8 @@ def level_panel(found: Verdict) -> BarPanel | None:
         for role, tally, label in tallies
     )
     return BarPanel(
-        "Prompts that reproduce their image, by repetition level",
-        "repetition level",
+        "Prompts that reproduce their image, by how often it was seen",
+        "times the image was seen in training, an ordinary image once",
         "share of prompts that reproduce it",
         f"Share of prompts at least half of whose samples reproduce their image, by "
         f"{found.measure} above {number(found.threshold)}, g = {found.guidance:g}. "
@@ -52,7 +61,7 @@ def level_panel(found: Verdict) -> BarPanel | None:
 
 
 def similarity_panel(
-    prompts: Sequence[Row], similarities: Sequence[Row], found: Verdict
+    similarities: Sequence[Row], states: Mapping[Key, State], found: Verdict
 ) -> CurvePanel | None:
     """Show the distribution of similarities of samples to their prompts' own images."""
     values: dict[tuple[str, int], float] = {}
@@ -68,24 +77,16 @@ def similarity_panel(
             values[key] = max(values.get(key, -np.inf), row["value"])
     if not values:
         return None
-    controls = {row["prompt_id"] for row in prompts if row["group"] == "control"}
-    groups: dict[str, list[float]] = {
-        name: [] for name in ("memorized", "not memorized", "control", NOT_JUDGED_LABEL)
-    }
+    groups: dict[State, list[float]] = {state: [] for state in GROUPS}
+    scale = found.guidance if found.guidance is not None else 0.0
     for (prompt, _), value in values.items():
-        memorized = found.judged.get(prompt, NOT_JUDGED).memorized
-        if memorized is None:
-            groups[NOT_JUDGED_LABEL].append(value)
-        elif memorized:
-            groups["memorized"].append(value)
-        else:
-            groups["control" if prompt in controls else "not memorized"].append(value)
+        groups[states.get((prompt, scale), "unjudged")].append(value)
     edges = np.histogram_bin_edges(list(values.values()), BINS)
     corners = np.repeat(edges, 2)
     series: list[Series] = []
-    for label, members in groups.items():
+    for state, members in groups.items():
         if members:
-            role: Role = ROLES.get(label, "other")
+            label, role = GROUPS[state]
             share = np.histogram(members, edges)[0] / len(members)
             heights = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
             series.append(

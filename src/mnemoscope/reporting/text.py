@@ -6,10 +6,11 @@ silently, and bidirectional or invisible marks, which make text look like other 
 
     visible("a\u202eb") = "a⟨U+202E⟩b"
 
-Contents: visible, number, short, percent, interval.
+Contents: visible, known, number, short, percent, interval.
 """
 
 import math
+import re
 import unicodedata
 
 LONGEST = 2000
@@ -45,6 +46,18 @@ def _spell(character: str) -> str:
     if character == _KEPT_FORMAT or unicodedata.category(character) not in _HIDDEN:
         return character
     return f"⟨U+{ord(character):04X}⟩"
+
+
+_NAN = re.compile(r"(?<![\w])[-−]?nan(?!\w)", re.IGNORECASE)
+
+
+def known(text: str) -> str:
+    """Say in words that a number does not exist, where a text written elsewhere says NaN.
+
+    >>> known("r = nan, n = 2")
+    'r = not measured, n = 2'
+    """
+    return _NAN.sub("not measured", text)
 
 
 def number(value: float | None, digits: int = 3) -> str:

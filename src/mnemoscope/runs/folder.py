@@ -125,7 +125,7 @@ class Run:
         try:
             if self.manifest.schema_version < SCHEMA:
                 rows = older.upgraded(table, rows, self.manifest.schema_version)
-            return rows.cast(table.schema)
+            return _filled(table, rows).cast(table.schema)
         except (pa.ArrowException, ValueError, KeyError) as error:
             raise RunError(
                 f"part {unit!r} of table {table.name!r} in {str(self.path)!r} has other columns "
@@ -622,6 +622,14 @@ def read_part(folder: Path, name: str, unit: str, commit: Mapping[str, Any]) -> 
         return decode(data, commit["rows"])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise RunError(f"{str(path)!r} cannot be read: {error}; run the study again") from error
+
+
+def _filled(table: Table, rows: pa.Table) -> pa.Table:
+    """Put nulls where a part was written before its table had a column that may be null."""
+    for at, column in enumerate(table.columns):
+        if column.nullable and column.name not in rows.column_names:
+            rows = rows.add_column(at, column.name, pa.nulls(rows.num_rows, column.type))
+    return rows
 
 
 def _where(rows: pa.Table, **values: Any) -> pa.Table:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mnemoscope.runs.tables import SCHEMA
 
 Status = Literal["started", "interrupted", "complete"]
-Flow = Literal["study", "detection"]
+Flow = Literal["study", "detection", "explanation"]
 
 UNASKED: dict[str, Any] = {"filmstrip": 0}
 """Options that folders may lack, since they came later, and what was done then."""

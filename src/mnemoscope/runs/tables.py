@@ -191,6 +191,13 @@ _ALL = (
             Column("kind", pa.string(), "kind of caption (lab)", nullable=True),
             Column("family", pa.string(), "planted family (lab)", nullable=True),
             Column("level", pa.int32(), "planted repetition level", "1", nullable=True),
+            Column(
+                "repetitions",
+                pa.int32(),
+                "how many times as often as an ordinary image its images were trained on",
+                "1",
+                nullable=True,
+            ),
             Column("overfit_type", pa.string(), "Webster's label", nullable=True),
             Column(
                 "tokens",
@@ -477,6 +484,76 @@ _ALL = (
                 "time of this detector alone, mean over the prompts of its unit",
                 "s",
             ),
+        ),
+    ),
+    Table(
+        "words",
+        "one word of an explained prompt",
+        (
+            _PROMPT,
+            _RECIPE,
+            Column("text", pa.string(), "the word"),
+            Column("start", pa.int32(), "where it begins in the prompt", "character"),
+            Column(
+                "change",
+                pa.float64(),
+                "how much of what the prompt does to the noise estimate at the first call other "
+                "words in its place change, mean over these and seeds",
+                "1",
+            ),
+            Column("low", pa.float64(), "16 % quantile over these and seeds", "1"),
+            Column("high", pa.float64(), "84 % quantile", "1"),
+        ),
+    ),
+    Table(
+        "tokens",
+        "one position of the text encoder's window, of an explained prompt",
+        (
+            _PROMPT,
+            _RECIPE,
+            Column("position", pa.int32(), "the position, from 0", "1"),
+            Column("text", pa.string(), "the token; empty where the model does not tell"),
+            Column("part", pa.string(), '"begin", "text", "end" or "padding"'),
+            Column(
+                "attribution",
+                pa.float64(),
+                "length of the gradient of the gap norm in the text encoder's state there, first "
+                "call, mean over seeds",
+                "latent",
+            ),
+            *(
+                Column(
+                    f"attention_{when}",
+                    pa.float64(),
+                    f"cross-attention to it at the {when} call, mean over queries, heads, layers "
+                    "and seeds",
+                    "1",
+                    nullable=True,
+                )
+                for when in ("first", "last")
+            ),
+        ),
+    ),
+    Table(
+        "maps",
+        "one map of one sample of an explained prompt",
+        (
+            _PROMPT,
+            _SEED,
+            _RECIPE,
+            Column("map", pa.string(), '"squared gap", "curvature" or "bright ending"'),
+            Column("width", pa.int32(), "width of the map", "1"),
+            Column("values", pa.list_(pa.float32()), "the map, row by row"),
+        ),
+    ),
+    Table(
+        "missing",
+        "one part that an explanation lacks",
+        (
+            _PROMPT,
+            _RECIPE,
+            Column("what", pa.string(), '"words", "positions", or the name of a map'),
+            Column("reason", pa.string(), "why"),
         ),
     ),
     Table(

@@ -144,8 +144,8 @@
 
   // ---- the list of prompts --------------------------------------------------------------------
 
-  const [search, group, grade, guidance, sort, order, score, count, more, list] =
-    ["search", "group", "grade", "guidance", "sort", "order", "score", "count", "more", "list"].map($);
+  const [search, group, state, grade, guidance, sort, order, score, count, more, list] =
+    ["search", "group", "state", "grade", "guidance", "sort", "order", "score", "count", "more", "list"].map($);
   const PAGE = 48;
   let found = [];
   let shown = 0;
@@ -159,55 +159,69 @@
   for (const value of unique(data.prompts.map((prompt) => prompt.group))) option(group, value, value);
   for (const value of unique(data.prompts.flatMap((prompt) => Object.values(prompt.at).map((here) => here.grade)))) option(grade, value, value);
   data.columns.forEach((column, at) => { option(sort, String(at), column.label); option(score, String(at), column.label); });
-  for (const value of ["text", "level", "tokens"]) option(sort, value, value === "text" ? "prompt" : value);
+  for (const [value, words] of [["text", "prompt"], ["seen", "times seen"], ["tokens", "tokens"]]) option(sort, value, words);
 
-  const EMPTY = { n: 0, share: null, memorized: null, grade: "not graded", v: [] };
+  const ROLES = { memorized: "var(--memorized)", another: "var(--another)", control: "var(--control)", plain: "var(--plain)", unjudged: "var(--schedule)" };
+  const WORDS = { memorized: "memorized", another: "copies another image", control: "control", plain: "not memorized", unjudged: "not judged" };
+  for (const value of Object.keys(WORDS)) {
+    if (data.prompts.some((prompt) => Object.values(prompt.at).some((here) => here.state === value))) option(state, value, WORDS[value]);
+  }
+
+  const EMPTY = { n: 0, share: null, state: "unjudged", another: 0, borderline: 0, grade: "not graded", v: [] };
   const at = (prompt, g = guidance.value) => prompt.at[g] || EMPTY;
-  const said = (here) => (known(here.share) ? percent(here.share) + " of " + here.n + " samples reproduce it"
-    : here.memorized === false ? "no training image of its own, and no other reproduced" : "not judged");
-  // A prompt that misses its own image and copies another would else look harmless.
-  const graded = (here) => here.grade + (here.grade === "retrieved verbatim" ? ": another training image" : "");
-  const hit = (prompt, g = guidance.value) => at(prompt, g).memorized === true;
+  const times = (n) => (n === 1 ? "1 sample copies" : n + " samples copy");
+  const said = (here) => (here.state === "another" ? "copies another image, " + here.another + " of " + here.n + " samples"
+    : (known(here.share) ? percent(here.share) + " of " + here.n + " samples reproduce it"
+      : here.state === "unjudged" ? "not judged" : "no training image of its own")
+      + (here.another ? "; " + times(here.another) + " another image" : ""));
+  // Above the threshold, and yet an unrelated pair comes as close.
+  const doubt = (n) => (n ? [" ", make("span", { class: "borderline" }, n + " borderline")] : []);
   const sortable = (prompt) => (sort.value === "text" ? prompt.text
-    : sort.value === "level" || sort.value === "tokens" ? prompt[sort.value] : at(prompt).v[Number(sort.value)]);
-  const about = (prompt) => prompt.group + (known(prompt.level) ? ", level " + prompt.level : "");
-  const cardOf = (prompt) => {
-    const source = data.cards[prompt.place + " " + guidance.value];
-    if (!source) return make("span", { class: "missing wide" }, data.redacted ? "redacted" : "no picture");
-    return make("img", { src: source, loading: "lazy", decoding: "async", width: 192, height: 96, class: "sheet",
-      alt: "Left the " + prompt.image + ", right four samples" });
+    : sort.value === "seen" ? (known(prompt.seen) ? prompt.seen : prompt.level) : sort.value === "tokens" ? prompt.tokens : at(prompt).v[Number(sort.value)]);
+  const about = (prompt) => prompt.group + (known(prompt.seen) ? (prompt.seen ? ", seen " + prompt.seen.toLocaleString("en") + " times" : "")
+    : known(prompt.level) ? ", level " + prompt.level : "");
+  const cardOf = (prompt, g = guidance.value) => {
+    const key = prompt.place + " " + g;
+    if (data.redacted) {
+      return make("span", { class: "prints" }, ...(data.digests[key] || []).map(([digest, similarity]) =>
+        make("span", { class: "missing" }, make("span", { class: "digest" }, digest), known(similarity) ? " " + number(similarity) : "")));
+    }
+    const source = data.cards[key];
+    if (!source) return make("span", { class: "sheet-frame" }, make("span", { class: "missing wide" }, "no picture"));
+    return make("span", { class: "sheet-frame" }, make("img", { src: source, loading: "lazy", decoding: "async", width: 192, height: 96, class: "sheet",
+      alt: "Left the " + (at(prompt, g).state === "another" ? "image it copies, of another prompt" : prompt.image) + ", right four samples" }));
   };
   const view = () => document.querySelector("input[name=view]:checked").value;
   const goto = (prompt) => { location.hash = "#p/" + prompt.place + "/" + guidance.value; };
 
   const card = (prompt) => {
-    const made = button(make("span", { class: "sheet-frame" }, cardOf(prompt)), () => goto(prompt), { class: "card" + (hit(prompt) ? " hit" : "") });
-    made.append(make("bdi", { class: "prompt" }, prompt.text), make("span", { class: "share" }, said(at(prompt))),
-      make("small", {}, about(prompt) + ", " + graded(at(prompt))));
+    const made = button(cardOf(prompt), () => goto(prompt), { class: "card " + at(prompt).state });
+    made.append(make("bdi", { class: "prompt" }, prompt.text), make("span", { class: "share" }, said(at(prompt)), ...doubt(at(prompt).borderline)),
+      make("small", {}, about(prompt) + ", " + at(prompt).grade));
     return made;
   };
   const row = (prompt) => {
     const plain = (text, kind = "") => make("td", { class: kind }, text);
-    return make("tr", { class: hit(prompt) ? "hit" : "" },
+    return make("tr", { class: at(prompt).state },
       make("th", { scope: "row" }, button(make("bdi", { class: "prompt" }, prompt.text), () => goto(prompt), { class: "open" })),
-      make("td", {}, make("span", { class: "sheet-frame" }, cardOf(prompt))), plain(prompt.group), plain(at(prompt).grade),
+      make("td", {}, cardOf(prompt)), plain(prompt.group), make("td", {}, make("span", { class: "share" }, WORDS[at(prompt).state])), plain(at(prompt).grade),
       ...data.columns.map((_, column) => plain(number(at(prompt).v[column]), "num")),
-      plain(known(prompt.level) ? String(prompt.level) : "", "num"), plain(known(prompt.tokens) ? String(prompt.tokens) : "", "num"), plain(String(at(prompt).n), "num"));
+      plain(known(prompt.seen) ? String(prompt.seen) : known(prompt.level) ? "level " + prompt.level : "", "num"), plain(known(prompt.tokens) ? String(prompt.tokens) : "", "num"), plain(String(at(prompt).n), "num"));
   };
   const table = () => {
-    const heads = [["prompt", "text"], ["images", ""], ["group", ""], ["grade", ""],
+    const heads = [["prompt", "text"], ["images", ""], ["group", ""], ["what it does", ""], ["grade", ""],
       ...data.columns.map((column, place) => [column.label, String(place), column.about]),
-      ["level", "level"], ["tokens", "tokens"], ["n", "", "samples that are ok"]];
+      ["seen", "seen", "how many times as often as an ordinary image its image was trained on"], ["tokens", "tokens"], ["n", "", "samples that are ok"]];
     body = make("tbody");
     list.replaceChildren(make("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "Prompts" },
       make("table", { class: "rows" }, make("thead", {}, make("tr", {}, ...heads.map(([name, key, title], place) => {
-        const head = make("th", { scope: "col", class: place > 3 ? "num" : "", ...(title ? { title } : {}) });
+        const head = make("th", { scope: "col", class: place > 4 ? "num" : "", ...(title ? { title } : {}) });
         if (!key) head.append(name);
         else {
           head.append(button(name, () => {
             order.value = sort.value === key ? (order.value === "down" ? "up" : "down") : key === "text" ? "up" : "down";
             sort.value = key;
-            refresh();
+            filter();
             const again = [...list.querySelectorAll("thead button")].find((one) => one.textContent === name);
             if (again) again.focus();
           }, { class: "open" }));
@@ -231,7 +245,7 @@
     found = data.prompts.filter((prompt) => {
       const text = (prompt.text + " " + prompt.id).toLowerCase();
       return words.every((word) => text.includes(word)) && (!group.value || prompt.group === group.value)
-        && (!grade.value || at(prompt).grade === grade.value) && inRange(at(prompt).v[Number(score.value)]);
+        && (!state.value || at(prompt).state === state.value) && (!grade.value || at(prompt).grade === grade.value) && inRange(at(prompt).v[Number(score.value)]);
     });
     const way = order.value === "up" ? 1 : -1;
     found.sort((a, b) => {
@@ -251,12 +265,34 @@
     grow();
   };
 
-  $("controls").addEventListener("input", refresh);
-  $("controls").addEventListener("reset", () => setTimeout(() => { setLead(); refresh(); }));
+  // What the reader has chosen is part of the address, so that it can be sent and gone back to.
+  const CHOSEN = ["search", "group", "state", "grade", "guidance", "sort", "order", "score", "low", "high"];
+  const USUAL = { guidance: data.lead, sort: "0", order: "down", score: "0" };
+  const listed = () => {
+    const told = new URLSearchParams();
+    for (const name of CHOSEN) if ($(name).value !== (USUAL[name] || "")) told.set(name, $(name).value);
+    if (view() !== "gallery") told.set("view", view());
+    const text = told.toString();
+    return "#prompts" + (text ? "?" + text : "");
+  };
+  const choose = (text) => {
+    const told = new URLSearchParams(text);
+    for (const name of CHOSEN) {
+      $(name).value = told.has(name) ? told.get(name) : USUAL[name] || "";
+      // A select shows nothing for a value that it lacks.
+      if ($(name).selectedIndex === -1) $(name).value = USUAL[name] || "";
+    }
+    const wanted = document.querySelector("input[name=view][value=" + (told.get("view") === "table" ? "table" : "gallery") + "]");
+    wanted.checked = true;
+    refresh();
+  };
+  const filter = () => { refresh(); history.replaceState(history.state, "", listed()); };
+  $("controls").addEventListener("input", filter);
+  $("controls").addEventListener("reset", () => setTimeout(() => { setLead(); filter(); }));
   $("csv").addEventListener("click", () => saveTable("prompts", [
-    ["prompt_id", "prompt", "group", "level", "tokens", "guidance", "grade", "n", ...data.columns.map((column) => column.label)],
-    ...found.map((prompt) => [prompt.id, prompt.text, prompt.group, prompt.level, prompt.tokens, Number(guidance.value),
-      at(prompt).grade, at(prompt).n, ...data.columns.map((_, column) => at(prompt).v[column])])]));
+    ["prompt_id", "prompt", "group", "seen", "tokens", "guidance", "state", "copies_of_another", "borderline", "grade", "n", ...data.columns.map((column) => column.label)],
+    ...found.map((prompt) => [prompt.id, prompt.text, prompt.group, prompt.seen, prompt.tokens, Number(guidance.value),
+      WORDS[at(prompt).state], at(prompt).another, at(prompt).borderline, at(prompt).grade, at(prompt).n, ...data.columns.map((_, column) => at(prompt).v[column])])]));
   more.addEventListener("click", grow);
   new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting) && !more.hidden) grow();
@@ -348,12 +384,12 @@
       "aria-label": spec.title + ", " + whom + ". From " + number(middle[0]) + " at the first call to " + number(middle[calls - 1]) + " at the last." });
     for (const mark of ticks(range)) {
       svg.append(draw("path", { d: "M" + BOX.left + " " + y(mark) + "H" + (WIDE - BOX.right), stroke: "var(--rule)", "stroke-width": ".6" }),
-        draw("text", { x: BOX.left - 6, y: y(mark) + 3.5, "text-anchor": "end", "font-size": "10.5", fill: "var(--soft)" }, signed(String(mark))));
+        draw("text", { x: BOX.left - 6, y: y(mark) + 3.5, "text-anchor": "end", "font-size": "11.5", fill: "var(--soft)" }, signed(String(mark))));
     }
     for (let mark = 0; mark < calls; mark += Math.max(1, Math.round(calls / 5))) {
-      svg.append(draw("text", { x: x(mark), y: HIGH - 16, "text-anchor": "middle", "font-size": "10.5", fill: "var(--soft)" }, String(mark + 1)));
+      svg.append(draw("text", { x: x(mark), y: HIGH - 16, "text-anchor": "middle", "font-size": "11.5", fill: "var(--soft)" }, String(mark + 1)));
     }
-    svg.append(draw("text", { x: WIDE - BOX.right, y: HIGH - 3, "text-anchor": "end", "font-size": "10.5", fill: "var(--soft)" }, "call"));
+    svg.append(draw("text", { x: WIDE - BOX.right, y: HIGH - 3, "text-anchor": "end", "font-size": "11.5", fill: "var(--soft)" }, "call"));
     if (dashed) svg.append(draw("path", { d: line(dashed, y), fill: "none", stroke: "var(--schedule)", "stroke-width": "1.5", "stroke-dasharray": "5 4" }));
     if (rows.length > 1) for (const one of rows) svg.append(draw("path", { d: line(one, y), fill: "none", stroke: colour, "stroke-width": ".9", opacity: ".38" }));
     svg.append(draw("path", { d: line(middle, y), fill: "none", stroke: colour, "stroke-width": "2.4", "stroke-linejoin": "round" }));
@@ -422,15 +458,19 @@
     }
     grid.append(make("span", { class: "branch" }, "the finished sample"));
     for (const sample of columns) {
-      const above = data.threshold !== null && low(sample.similarity) > data.threshold;
-      grid.append(make("figure", { class: above ? "final above" : "final" }, picture(sample, "Sample from seed " + sample.seed, "sample"),
+      grid.append(make("figure", { class: "final " + sample.copies }, picture(sample, "Sample from seed " + sample.seed, "sample"),
         make("figcaption", {}, "seed " + sample.seed + ", " + (sample.status === "ok" ? number(sample.similarity) : sample.status + " " + sample.reason)
-          + (above ? ", reproduces" : ""))));
+          + ({ own: ", reproduces it", another: ", copies another" }[sample.copies] || "") + (sample.borderline ? ", borderline" : ""))));
     }
     const own = make("div", { class: "own" });
     for (const one of detail.own) own.append(make("figure", {}, picture(one, prompt.image, "target"), make("figcaption", {}, prompt.image)));
     if (!detail.own.length) own.append(hole("no training image"));
-    if (here.nearest) own.append(make("figure", {}, picture(here.nearest, "Nearest training image", "target"), make("figcaption", {}, "nearest of all known training images")));
+    if (here.nearest) {
+      const copied = here.nearest.copied;
+      own.append(make("figure", { class: copied ? "copied" : "" }, picture(here.nearest, "Nearest training image of another prompt", "target"),
+        make("figcaption", {}, (copied ? "copied in " + copied + " of " + at(prompt, g).n + " samples: of another prompt" : "nearest of all other training images")
+          + ", similarity " + number(here.nearest.similarity))));
+    }
     const kept = here.films[0];
     const note = make("p", { class: "hint" }, kept
       ? "What the network takes the finished image to be. Kept of " + kept.calls.length + " of " + calls + " calls; the nearest is shown."
@@ -442,14 +482,11 @@
   // ---- the page of a prompt -------------------------------------------------------------------
 
   const stage = $("prompt");
-  const ROLES = { memorized: "var(--memorized)", control: "var(--control)", plain: "var(--plain)", unjudged: "var(--schedule)" };
-  const WORDS = { memorized: "memorized", control: "control", plain: "not memorized", unjudged: "not judged" };
-  const roleOf = (prompt) => (!known(at(prompt, data.lead).memorized) ? "unjudged" : hit(prompt, data.lead) ? "memorized"
-    : prompt.group === "control" ? "control" : "plain");
+  const roleOf = (prompt) => at(prompt, data.lead).state;
   let now = Math.floor(calls / 4);
   let shows = [];
   let playing = 0;
-  let back = 0;
+  let back = null;
   let opened = 0;
   let place = null;
 
@@ -457,7 +494,11 @@
     now = Math.max(0, Math.min(calls - 1, t));
     for (const show of shows) show(now);
   };
-  const stop = () => { clearInterval(playing); playing = 0; };
+  const stop = () => {
+    clearInterval(playing);
+    playing = 0;
+    for (const play of stage.querySelectorAll(".play")) play.textContent = "Play";
+  };
   const link = (sides) => "#p/" + sides.map(([place, g]) => place + "/" + g).join("/with/");
 
   // ---- scores of detectors ----------------------------------------------------------------------
@@ -514,13 +555,12 @@
     const drawn = film(prompt, g, detail, here);
     const whom = "g = " + g;
     const parts = here.curves ? CHARTS.filter((spec) => here.curves[spec.name].length)
-      .map((spec) => chart(spec, here.curves, ranges.get(spec.name), ROLES[role], whom, moveTo)) : [];
+      .map((spec) => chart(spec, here.curves, ranges.get(spec.name), ROLES[role], whom, (t) => { stop(); moveTo(t); })) : [];
     const listed = at(prompt, g);
     const element = make("article", { class: "side " + role },
       make(level, { class: "title" }, make("bdi", { class: "prompt" }, detail.text)),
       make("p", { class: "facts" }, make("strong", { class: "role" }, WORDS[role]), " at g = " + data.lead
-        + (role === "unjudged" && prompt.group === "control" ? ", a control" : "") + (role === "unjudged" && detail.own.length ? ": " + data.unjudged : "") + ". Shown at ", make("strong", {}, whom), ": " + said(listed)
-        + ". " + about(prompt) + (known(prompt.tokens) ? "; " + prompt.tokens + " tokens" : "") + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
+        + (role === "unjudged" && prompt.group === "control" ? ", a control" : "") + (role === "unjudged" && detail.own.length ? ": " + data.unjudged : "") + ". Shown at ", make("strong", {}, whom), ": " + said(listed), ...doubt(listed.borderline), ". " + about(prompt) + (known(prompt.tokens) ? "; " + prompt.tokens + " tokens" : "") + (prompt.truncated ? ", cut at the model's window" : "") + "; ", make("code", {}, prompt.id), "."),
       make("div", { class: "work" }, drawn.element, make("div", { class: "curves" }, ...parts.map((one) => one.figure))),
       parts.length ? make("p", { class: "hint" }, "Bold: mean over " + here.curves.seeds.length + " seeds; thin: each seed. The image is "
         + (here.curves.reference === "target" ? "the " + prompt.image : "the sample's own end, since the prompt has none") + ".")
@@ -538,7 +578,7 @@
     const chosen = second ? second.join("/") : "";
     option(select, "", "nothing");
     for (const scale of data.guidances) if (scale !== g) option(select, place + "/" + scale, "this prompt at g = " + scale);
-    for (const [role, words] of [["memorized", "the most severe prompt"], ["plain", "a prompt that is not memorized"], ["control", "a control"],
+    for (const [role, words] of [["memorized", "the most severe prompt"], ["another", "a prompt that copies another image"], ["plain", "a prompt that is not memorized"], ["control", "a control"],
       ["unjudged", "a prompt that is not judged"]]) {
       const rank = role === "plain" ? [...data.prompts].reverse() : data.prompts;
       const other = rank.find((prompt) => roleOf(prompt) === role && prompt.place !== place);
@@ -547,7 +587,8 @@
     if (chosen && ![...select.options].some((one) => one.value === chosen)) option(select, chosen, data.prompts[second[0]].text.slice(0, 60));
     select.value = chosen;
     select.addEventListener("change", () => {
-      location.hash = link(select.value ? [main, select.value.split("/")] : [main]);
+      const [other, scale] = select.value.split("/");
+      location.hash = link(select.value ? [main, [Number(other), scale]] : [main]);
     });
     const hits = make("div", { class: "hits" });
     const words = make("input", { type: "search", placeholder: "words of another prompt", "aria-label": "Another prompt to show beside it", autocomplete: "off" });
@@ -555,7 +596,7 @@
       const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
       hits.replaceChildren(...(wanted.length ? data.prompts.filter((prompt) => prompt.place !== place
         && wanted.every((word) => prompt.text.toLowerCase().includes(word))).slice(0, 8) : [])
-        .map((prompt) => button(make("bdi", {}, prompt.text), () => { location.hash = link([main, [String(prompt.place), g]]); }, { class: "open" })));
+        .map((prompt) => button(make("bdi", {}, prompt.text), () => { location.hash = link([main, [prompt.place, g]]); }, { class: "open" })));
     });
     return make("div", { class: "beside-it" }, make("label", {}, "Beside it ", select), make("div", { class: "finder" }, words, hits));
   };
@@ -567,11 +608,11 @@
       if (playing) stop();
       else {
         if (now === calls - 1) moveTo(0);
-        playing = setInterval(() => { if (now >= calls - 1) stop(); else moveTo(now + 1); play.textContent = playing ? "Pause" : "Play"; }, 110);
+        playing = setInterval(() => { if (now >= calls - 1) stop(); else moveTo(now + 1); }, 110);
+        play.textContent = "Pause";
       }
-      play.textContent = playing ? "Pause" : "Play";
     }, { class: "play" });
-    slider.addEventListener("input", () => moveTo(slider.valueAsNumber));
+    slider.addEventListener("input", () => { stop(); moveTo(slider.valueAsNumber); });
     const show = (t) => {
       slider.value = t;
       const text = "call " + (t + 1) + " of " + calls;
@@ -597,7 +638,7 @@
     const fresh = place !== sides[0][0] || stage.hidden;
     const focused = document.activeElement ? document.activeElement.id : "";
     place = sides[0][0];
-    if (stage.hidden) back = scrollY;
+    if (stage.hidden && back === null) back = scrollY;
     document.body.classList.add("on-prompt");
     stage.hidden = false;
     if (loaded) {
@@ -606,11 +647,11 @@
       drawn[0].element.querySelector(".title").id = "prompt-title";
       const bar = player();
       shows = calls ? [...drawn.flatMap((one) => one.shows), bar.show] : [];
-      const listed = found.indexOf(prompts[0]);
+      const rank = found.indexOf(prompts[0]);
       const step = (by, text, id) => {
-        const next = found[listed + by];
+        const next = found[rank + by];
         const made = button(text, () => { location.hash = link([[next.place, sides[0][1]], ...sides.slice(1)]); }, { id });
-        made.disabled = listed < 0 || !next;
+        made.disabled = rank < 0 || !next;
         return made;
       };
       const scale = make("select", { id: "scale" });
@@ -629,24 +670,41 @@
     const again = focused ? $(focused) : null;
     (again && stage.contains(again) && !again.disabled ? again : stage).focus({ preventScroll: true });
   };
-  const close = () => { location.hash = "#prompts"; };
+  const close = () => { location.hash = listed(); };
+  const LIST = /^#prompts(?:\?(.*))?$/;
   const route = () => {
     const parts = location.hash.match(/^#p\/(\d+)\/?([^/]*)(?:\/with\/(\d+)\/([^/]+))?$/);
-    const sides = parts ? [[parts[1], parts[2] || data.lead], ...(parts[3] ? [[parts[3], parts[4]]] : [])] : [];
+    const sides = parts ? [[Number(parts[1]), parts[2] || data.lead], ...(parts[3] ? [[Number(parts[3]), parts[4]]] : [])] : [];
     if (sides.length && sides.every(([place, g]) => data.prompts[place] && data.guidances.includes(g))) {
       openPrompt(sides);
       return;
     }
     opened += 1;
     stop();
-    if (!document.body.classList.contains("on-prompt")) return;
+    tip.hidden = true;
+    const chosen = location.hash.match(LIST);
+    // Going back restores the list as the address says it was, unless it is so already.
+    if (chosen && location.hash !== listed()) choose(chosen[1] || "");
+    if (!document.body.classList.contains("on-prompt")) {
+      if (chosen && chosen[1] && !history.state) $("prompts").scrollIntoView();
+      return;
+    }
     document.body.classList.remove("on-prompt");
     stage.hidden = true;
     stage.replaceChildren();
     shows = [];
-    if (!location.hash || location.hash === "#prompts") scrollTo({ top: back, behavior: "instant" });
-    else $(location.hash.slice(1))?.scrollIntoView();
+    const place = history.state && known(history.state.scroll) ? history.state.scroll : back;
+    back = null;
+    if (known(place) && (chosen || !location.hash || history.state)) scrollTo({ top: place, behavior: "instant" });
+    else (chosen ? $("prompts") : $(location.hash.slice(1)))?.scrollIntoView();
   };
+  // Where the reader was is kept with the address that is left, so that going back returns there.
+  let leaving = 0;
+  addEventListener("scroll", () => {
+    if (!stage.hidden) return;
+    clearTimeout(leaving);
+    leaving = setTimeout(() => { if (stage.hidden) history.replaceState({ scroll: scrollY }, ""); }, 150);
+  }, { passive: true });
   addEventListener("hashchange", route);
   addEventListener("keydown", (event) => {
     if (stage.hidden || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -657,6 +715,32 @@
       event.preventDefault();
     } else if (event.key === "Escape") close();
   });
+
+  // ---- dots of scatter plots --------------------------------------------------------------------
+
+  const tip = make("div", { class: "tip", hidden: "" });
+  document.body.append(tip);
+  for (const svg of document.querySelectorAll("figure.panel svg")) {
+    svg.addEventListener("pointermove", (event) => {
+      const dot = event.target.closest("[data-place]");
+      tip.hidden = !dot;
+      if (!dot) return;
+      const prompt = data.prompts[Number(dot.dataset.place)];
+      if (tip.dataset.place !== dot.dataset.place || !tip.firstChild) {
+        tip.dataset.place = dot.dataset.place;
+        tip.className = "tip " + roleOf(prompt);
+        tip.replaceChildren(make("bdi", { class: "prompt" }, prompt.text), make("span", { class: "share" }, said(at(prompt, data.lead))),
+          cardOf(prompt, data.lead));
+      }
+      tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + "px";
+      tip.style.top = Math.max(8, Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8)) + "px";
+    });
+    svg.addEventListener("pointerleave", () => { tip.hidden = true; });
+    svg.addEventListener("click", (event) => {
+      const dot = event.target.closest("[data-place]");
+      if (dot) location.hash = link([[Number(dot.dataset.place), data.lead]]);
+    });
+  }
 
   setLead();
   refresh();
