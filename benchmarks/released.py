@@ -77,7 +77,7 @@ class ReleasedSharpness(Sharpness):
 
 @dataclass(frozen=True)
 class ReleasedAnisotropy(Anisotropy):
-    """Norm not divided by sigma, in bfloat16, weights set on the prompts they were judged on.
+    """Norm not divided by sigma, both parts in bfloat16, weights set on the prompts judged.
 
     Asthana & Belagiannis 2026 do this for Stable Diffusion 1.4; for another model they divide.
     """
@@ -93,14 +93,14 @@ class ReleasedAnisotropy(Anisotropy):
     @property
     def formula(self) -> str:
         """Return the formula."""
-        return f"{super().formula.replace(' / sigma', '')}, in bfloat16"
+        return f"{super().formula.replace(' / sigma', '')}, parts in bfloat16"
 
     def score(self, evidence: Evidence) -> PerPrompt:
-        """Return the rounded sum."""
+        """Return the sum of the rounded parts."""
         steps = evidence[PathRecord(1)]
         size = seed_mean(steps.per_seed(steps.gram.square("gap").sqrt())[:, :, 0])
-        cosine = Anisotropy(0.0, self.cosine).score(evidence)
-        return (self.norm * size + cosine).bfloat16().double()
+        cosine = Anisotropy(0.0, 1.0).score(evidence)
+        return self.norm * size.bfloat16().double() + self.cosine * cosine.bfloat16().double()
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,16 @@ from mnemoscope.evidence import (
 )
 from mnemoscope.evidence.gather import sit
 from mnemoscope.evidence.pieces.change_norms import ChangeNorms
+from mnemoscope.evidence.pieces.cycled import Cycled
+from mnemoscope.evidence.pieces.earlier_gap import EarlierGap
 from mnemoscope.evidence.pieces.gap_derivative import GapDerivative
+from mnemoscope.evidence.pieces.local_drift import LocalDrift
 from mnemoscope.evidence.pieces.maps import Maps
+from mnemoscope.evidence.pieces.noised_target import NoisedTarget
+from mnemoscope.evidence.pieces.one_step import OneStep
 from mnemoscope.evidence.pieces.path import PathRecord
-from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.probed import Probed
+from mnemoscope.evidence.pieces.proximal import Proximal
 from mnemoscope.evidence.pieces.text import Text
 from mnemoscope.evidence.pieces.token_attention import TokenAttention
 from mnemoscope.evidence.sitting import Sitting
@@ -40,18 +45,25 @@ from mnemoscope.models import load_model
 from mnemoscope.registry import classes
 from mnemoscope.sampling.condition import Condition
 from mnemoscope.sampling.recipe import Recipe
+from tests.sscd import sscd_network
 from tests.tiny import tiny_pipeline
 
 STEPS, SEEDS = 5, 3
 
 KINDS = classes("mnemoscope.evidence.pieces", Piece)
+SMALL = {LocalDrift: LocalDrift(3, 2)}
+"""What is tried in the place of a default that takes hundreds of calls."""
 PIECES = (
-    *(kind() for kind in KINDS),
+    *(SMALL.get(kind, kind()) for kind in KINDS),
     PathRecord(3),
     PathRecord(None),
     ChangeNorms(None),
     Maps("last"),
-    Pictures("first"),
+    OneStep(decoded=True),
+    NoisedTarget(2, first=True),
+    Proximal(normal=True),
+    Cycled(1),
+    EarlierGap(1),
     Probed("noise", seeds=2, stride=2),
     GapDerivative("difference"),
     TokenAttention(None),
@@ -62,6 +74,12 @@ NAMES = [str(piece) for piece in PIECES]
 @pytest.fixture(scope="module")
 def model():
     return load_model(tiny_pipeline(), device="cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sscd(tmp_path_factory):
+    with sscd_network(tmp_path_factory.mktemp("sscd")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +94,7 @@ def prompts():
 
 def bank_of(model, noise="shared", **options):
     recipe = Recipe(scheduler="ddim", steps=STEPS, noise=noise, **options)
-    return Bank(model, recipe, SEEDS, batch=4)
+    return Bank(model, recipe, SEEDS, batch=4, earlier=model)
 
 
 def gathered(model, prompts, pieces, noise="shared"):
@@ -190,6 +208,9 @@ def test_says_why_it_lacks_what_a_model_or_prompt_has_not(piece):
             found[piece]
     elif piece.attention:
         with pytest.raises(MissingEvidence, match="no cross-attention"):
+            found[piece]
+    elif isinstance(piece, EarlierGap):
+        with pytest.raises(MissingEvidence, match="--earlier"):
             found[piece]
     else:
         assert not isinstance(found[piece], Absent)

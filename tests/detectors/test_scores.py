@@ -42,8 +42,8 @@ def oracle():
 @pytest.fixture(scope="module")
 def scores(model):
     names = [
-        "gap_norm", "gap_norm:10", "gap_norm:all", "gap_rms", "confidence", "dsm:0",
-        "update_band", "consensus_energy", "curvature_difference:proxy",
+        "gap_norm", "gap_norm:10", "gap_norm:all", "gap_rms", "dsm:0", "update_band",
+        "consensus_energy", "curvature_difference:proxy",
     ]  # fmt: skip
     return detect(model, PROMPTS, detectors=names, seeds=SEEDS, steps=STEPS, guidance=G)
 
@@ -85,12 +85,6 @@ def gaps(tape):
         ("gap_norm:10", lambda t: gaps(t)[:, :10].mean()),
         ("gap_norm:all", lambda t: gaps(t).mean()),
         ("gap_rms", lambda t: gaps(t)[:, 0].mean() / t.x.shape[2] ** 0.5),
-        (
-            "confidence",
-            lambda t: (
-                (t.eps("g")[:, 0].double() * t.level.sigma[0] / t.level.alpha[0]).square().mean()
-            ),
-        ),
         ("dsm:0", lambda t: (t.eps("c")[:, 1] - t.eps("c")[:, 0]).double().square().sum(1).mean()),
         (
             "curvature_difference:proxy",
@@ -119,14 +113,14 @@ def test_gap_norm_is_the_definition_to_one_in_a_million(oracle):
 
 
 def test_first_step_scores_do_not_depend_on_guidance_but_confidence_does(model):
-    names = [d.name for d in all_detectors() if d.first_step]
+    quick = [d.name for d in all_detectors() if d.first_step]
+    names = [*quick, "confidence"]
     low, high = (
         detect(model, PROMPTS, detectors=names, seeds=SEEDS, steps=STEPS, guidance=g)
         for g in (1.0, 7.5)
     )
     moved = {n for n in names if not np.allclose(low.of(n), high.of(n), rtol=1e-4, equal_nan=True)}
-    assert moved <= {"confidence", "edge_consistency"}
-    assert "confidence" in moved
+    assert moved == {"confidence"}
 
 
 def test_energy_at_pure_noise_is_the_explained_variance_of_a_perfect_memorizer(oracle):
@@ -213,18 +207,7 @@ def test_largest_clique_against_all_subsets():
         assert largest_clique(near) == best
 
 
-def test_structural_similarity_of_one_scale_against_numpy():
-    a, b = torch.rand(2, 1, 1, 5, 5, generator=torch.Generator().manual_seed(4)).double()
-    axis = np.arange(5) - 2.0
-    bell = np.exp(-(axis**2) / 4.5)
-    weight = np.outer(bell, bell) / bell.sum() ** 2
-    x, y = a[0, 0].numpy(), b[0, 0].numpy()
-    mx, my = (weight * x).sum(), (weight * y).sum()
-    vx, vy = (weight * x * x).sum() - mx**2, (weight * y * y).sum() - my**2
-    cov = (weight * x * y).sum() - mx * my
-    light = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4)
-    wanted = light * (2 * cov + 9e-4) / (vx + vy + 9e-4)
-    assert float(ms_ssim(a, b)) == pytest.approx(max(wanted, 0.0), rel=1e-6)
+def test_structural_similarity_of_a_picture_to_itself_is_one():
     large = torch.rand(2, 4, 64, 64).double()
     torch.testing.assert_close(ms_ssim(large, large), torch.ones(2).double())
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from mnemoscope.core.level import Level
 from mnemoscope.errors import ModelError
 from mnemoscope.sampling.condition import Condition
 from mnemoscope.sampling.probes import (
+    denoise,
     divergence,
     drift,
     gap_curvature,
@@ -96,8 +98,24 @@ def test_drift_of_a_contraction_is_its_last_step(x):
             return 0.5 * state / 0.6
 
     # M halves the image each time, so after three repetitions it is 7/8 away.
-    found = drift(Shrinking(), x, point(), COND, 3)
+    found, each = drift(Shrinking(), x, point(), COND, 3)
     torch.testing.assert_close(found, torch.full((3,), 7 / 8).double())
+    torch.testing.assert_close(each, torch.full((3, *x.shape[2:]), 7 / 8).double())
+
+
+def test_denoising_a_known_image_ends_on_it(x):
+    class Knowing:
+        kind = "x0"
+
+        def __call__(self, state, timestep, condition):
+            return torch.ones_like(state)
+
+    start, final = point(), Level(torch.tensor(1.0).double(), torch.tensor(0.0).double())
+    found = denoise(Knowing(), x, [start, point(0.8, 0.6)], final, COND, COND, 7.5)
+    torch.testing.assert_close(found, torch.ones_like(x))
+    # One step keeps the noise that the state held beside the image.
+    one = denoise(Knowing(), x, [start], point(0.8, 0.6).level, COND, COND, 7.5)
+    torch.testing.assert_close(one, 0.8 + 0.6 * (x - 0.6) / 0.8)
 
 
 def test_a_network_without_tokens_has_no_gradient_in_them(x):

@@ -17,7 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemoscope.evidence import Evidence, Needs, Price
+from mnemoscope.evidence import Evidence, Needs, Price, price
+
+CALLS, SEEDS, DEAR = 50, 4, 600
+"""Network calls a prompt, at as many calls of the path and seeds, above which a score is dear; the
+path itself takes 396."""
 
 PerPrompt = Float[Tensor, " prompt"]
 
@@ -56,6 +60,11 @@ class Detector(ABC):
         """Return whether the first call of the path is all that it takes."""
         pieces = self.needs.pieces
         return all(piece.calls in (0, 1) and piece.extra(1) == Price() for piece in pieces)
+
+    @property
+    def dear(self) -> bool:
+        """Return whether it costs so much more than a path that it is asked for by name alone."""
+        return price(self.needs.pieces, calls=CALLS, seeds=SEEDS).calls > DEAR
 
     @abstractmethod
     def score(self, evidence: Evidence) -> PerPrompt:

@@ -1,32 +1,62 @@
 r"""Edge consistency is the share of pixels at which one-step images of most seeds have an edge.
 
-Formula, with G_s the Sobel magnitude of the decoded first guided estimate, summed over channels::
+Formula, on the decoded guided clean estimate at the last timestep of training, in 8 bits, brought
+to 256 x 256 by Lanczos and divided by 255, with D the difference [-1, 0, 1] along an axis and B the
+blur [1, 2, 1] along the two others, the channels among them::
 
-    edge_s(p) = G_s(p) > 1.5           m = mean over p of [ sum_s edge_s(p) > n / 2 ]
+    G_s = sum over channels of hypot(D_y B_x B_c, D_x B_y B_c)        edge_s(p) = G_s(p) > 1.5
+    m   = mean over p of [ sum_s edge_s(p) > n / 2 ]
 
-Images in [0, 1] are shrunk to 256 pixels where they are larger, never enlarged.
+The blur across channels is the released code's: it multiplies the edges of a grey picture by 4.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
 from mnemoscope.detectors.base import Detector, PerPrompt
-from mnemoscope.evidence import Evidence, Needs
-from mnemoscope.evidence.pieces.pictures import Pictures
+from mnemoscope.evidence import Evidence, MissingEvidence, Needs
+from mnemoscope.evidence.pieces.one_step import OneStep
 
 SIDE = 256
 """Side at which edges are looked for, pixels; the released code's."""
 
 EDGE = 1.5
-"""Sobel magnitude of an edge, intensity a pixel summed over channels; the released code's."""
+"""Sobel magnitude of an edge, summed over channels; the released code's."""
+
+BLUR = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+SLOPE = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+
+
+def resized(image: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 side side"]:
+    """Round an image in [0, 1] to 8 bits and bring it to the side of the released code."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    small = Image.fromarray(pixels.numpy()).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).double() / 255
+
+
+def slope(
+    images: Float[Tensor, "image 3 height width"],
+) -> Float[Tensor, "image height width"]:
+    """Return the Sobel magnitude, blurred across channels as well, summed over channels.
+
+    Source: the released code of Webster 2023, `scipy.ndimage.sobel` on height, width and channel.
+    """
+    padded = F.pad(images[:, None].double(), (1, 1, 1, 1, 1, 1), mode="replicate")
+    kernels = [torch.einsum("c,y,x->cyx", BLUR, *along) for along in ((SLOPE, BLUR), (BLUR, SLOPE))]
+    found = F.conv3d(padded, torch.stack(kernels)[:, None])
+    return torch.hypot(found[:, 0], found[:, 1]).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class EdgeConsistency(Detector):
-    """The black-box attack on the first step."""
+    """The black-box attack on one step."""
 
     source: ClassVar[str] = "Webster 2023, arXiv 2305.08694, black-box attack"
 
@@ -43,22 +73,22 @@ class EdgeConsistency(Detector):
     @property
     def needs(self) -> Needs:
         """Return the one-step images of at least three seeds."""
-        return Needs((Pictures("first"),), seeds=3)
+        return Needs((OneStep(decoded=True),), seeds=3)
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the share."""
-        pictures = evidence[Pictures("first")]
-        flat = pictures.flatten(0, 1)
-        if min(flat.shape[-2:]) > SIDE:
-            flat = F.interpolate(flat, (SIDE, SIDE), mode="bilinear", antialias=True)
-        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-        kernel = torch.stack([across, across.T])[:, None].to(flat)
-        rows = F.pad(flat.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
-        slope = F.conv2d(rows, kernel).norm(dim=1).unflatten(0, (-1, 3)).sum(dim=1)
-        edges = (slope > EDGE).unflatten(0, pictures.shape[:2])
-        shared = edges.sum(dim=1) > pictures.shape[1] / 2
-        finite = torch.isfinite(pictures).flatten(1).all(dim=1)
-        return torch.where(finite, shared.double().mean(dim=(1, 2)), torch.nan)
+        pictures = evidence[OneStep(decoded=True)].images
+        if pictures is None:
+            raise MissingEvidence("the one-step images were not decoded")
+        scores: list[float] = []
+        for seeds in pictures:
+            if not bool(torch.isfinite(seeds).all()):
+                scores.append(float("nan"))
+                continue
+            edges = slope(torch.stack([resized(image) for image in seeds])) > EDGE
+            shared = edges.double().mean(dim=0) > 0.5
+            scores.append(float(shared.double().mean()))
+        return torch.tensor(scores, dtype=torch.float64)
 
 
 DETECTORS = (EdgeConsistency(),)

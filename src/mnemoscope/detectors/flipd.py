@@ -47,8 +47,7 @@ class Flipd(Detector):
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the negative dimension, or its drop under the caption."""
         found = evidence[TargetDivergence()]
-        # d is the same for all and cancels in every comparison.
-        uncond, cond = found.square - found.level.sigma * found.trace
+        uncond, cond = found.d - found.level.sigma * found.trace + found.square
         return seed_mean(uncond - cond if self.caption else -cond)
 
 

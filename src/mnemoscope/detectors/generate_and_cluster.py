@@ -7,21 +7,22 @@ Formulas, with l(a, b) the tiled distance of two samples, the largest root-mean-
     generate_and_cluster:min      - min over pairs of l
     generate_and_cluster:clique   size of the largest set of samples with all l <= 0.15, over n
     seed_agreement                mean over pairs of the correlation of pixels
+    seed_agreement:sscd           mean over pairs of the cosine of SSCD's descriptors
 
-Tiles keep uniform backgrounds from matching. `seed_agreement` is used with a copy detection
-network in the preprint it is from; here it looks at pixels, which needs no further weights.
+Tiles keep uniform backgrounds from matching. The preprint that uses seed agreement takes SSCD,
+whose network is not shipped; the correlation of pixels needs no further weights.
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mnemoscope.detectors.base import Detector, PerPrompt
+from mnemoscope.detectors.base import Detector, PerPrompt, pairs_mean
 from mnemoscope.evidence import Evidence, Needs
+from mnemoscope.evidence.pieces.descriptors import Descriptors
 from mnemoscope.evidence.pieces.pictures import Pictures
 
 TILES = 4
@@ -91,11 +92,11 @@ class GenerateAndCluster(Detector):
     @property
     def needs(self) -> Needs:
         """Return the samples of at least two seeds."""
-        return Needs((Pictures("final"),), seeds=2, uncond=False)
+        return Needs((Pictures(),), seeds=2, uncond=False)
 
     def score(self, evidence: Evidence) -> PerPrompt:
         """Return the closeness."""
-        each = [self._one(pictures) for pictures in evidence[Pictures("final")]]
+        each = [self._one(pictures) for pictures in evidence[Pictures()]]
         return torch.tensor(each, dtype=torch.float64)
 
     def _one(self, pictures: Float[Tensor, "seed 3 height width"]) -> float:
@@ -112,32 +113,38 @@ class GenerateAndCluster(Detector):
 
 @dataclass(frozen=True)
 class SeedAgreement(Detector):
-    """Correlation of a prompt's samples."""
+    """Closeness of a prompt's samples to one another.
 
-    source: ClassVar[str] = 'preprint on cyclic denoising 2026, "seed agreement", in pixels'
+    Attributes:
+        sscd: Whether SSCD compares, and not the correlation of pixels.
+    """
+
+    sscd: bool = False
+    source: ClassVar[str] = 'Verma et al. 2026 (preprint), arXiv 2610.11670, "seed agreement"'
 
     @property
     def name(self) -> str:
-        """Return "seed_agreement"."""
-        return "seed_agreement"
+        """Return its name with the measure."""
+        return "seed_agreement" + (":sscd" if self.sscd else "")
 
     @property
     def formula(self) -> str:
         """Return the formula."""
-        return "mean over pairs of seeds of the correlation of samples"
+        what = "cosine of SSCD's descriptors" if self.sscd else "correlation of pixels"
+        return f"mean over pairs of seeds of the {what} of samples"
 
     @property
     def needs(self) -> Needs:
-        """Return the samples of at least two seeds."""
-        return Needs((Pictures("final"),), seeds=2, uncond=False)
+        """Return the samples, or their descriptors, of at least two seeds."""
+        return Needs((Descriptors() if self.sscd else Pictures(),), seeds=2, uncond=False)
 
     def score(self, evidence: Evidence) -> PerPrompt:
-        """Return the mean correlation."""
-        flat = evidence[Pictures("final")].flatten(2).double()
+        """Return the mean over pairs."""
+        if self.sscd:
+            return pairs_mean(evidence[Descriptors()].double())
+        flat = evidence[Pictures()].flatten(2).double()
         centred = flat - flat.mean(dim=2, keepdim=True)
-        unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-12)
-        pairs = [(unit[:, i] * unit[:, j]).sum(1) for i, j in combinations(range(flat.shape[1]), 2)]
-        return torch.stack(pairs).mean(dim=0)
+        return pairs_mean(centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-12))
 
 
 DETECTORS = (
@@ -145,4 +152,5 @@ DETECTORS = (
     GenerateAndCluster("min"),
     GenerateAndCluster("clique"),
     SeedAgreement(),
+    SeedAgreement(sscd=True),
 )

@@ -4,8 +4,11 @@ Formula, with n_s = eps_c(x_T) - x_T of seed s, each channel scaled to [0, 1]::
 
     m = max over pairs of seeds of MS-SSIM(n_s, n_s')
 
-MS-SSIM uses the five published scales as far as the latent allows, with their weights rescaled to
-sum to 1. The released code takes the difference at the second time step, with the first's state.
+MS-SSIM is the product over three scales of (mean over channels and places of the structure)^.33,
+luminance among it at the coarsest, which reaches over the border by reflection; its constants go
+with the range of values at the scale. A latent too small for a window of 11 pixels at a scale has
+the fewer scales. The released code takes the difference at the second time step, with the first's
+state; the paper at the first.
 """
 
 from dataclasses import dataclass
@@ -20,8 +23,8 @@ from mnemoscope.detectors.base import Detector, PerPrompt
 from mnemoscope.evidence import Evidence, Needs
 from mnemoscope.evidence.pieces.maps import Maps
 
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Weight of each scale, finest first; Wang, Simoncelli & Bovik 2003."""
+WEIGHTS = (0.33, 0.33, 0.33)
+"""Exponent of each scale, finest first; the released code's."""
 
 
 def ms_ssim(
@@ -30,17 +33,16 @@ def ms_ssim(
     """Compare images in [0, 1] by structure at several scales.
 
     Returns:
-        Multi-scale structural similarity, at most 1, mean over channels.
+        Multi-scale structural similarity, 0 to 1.
 
-    Source: Wang, Simoncelli & Bovik 2003; window of 11 pixels and deviation 1.5, cut to the image.
+    Source: Wang, Simoncelli & Bovik 2003, with the exponents of Hintersdorf et al. 2024; window of
+    11 pixels and deviation 1.5, cut to the image.
     """
     side = min(a.shape[-2:])
     window = min(11, side - 1 + side % 2)
     scales = 1
     while scales < len(WEIGHTS) and side // 2**scales >= window:
         scales += 1
-    weights = torch.tensor(WEIGHTS[:scales], dtype=a.dtype)
-    weights = weights / weights.sum()
     axis = torch.arange(window, dtype=a.dtype) - (window - 1) / 2
     bell = torch.exp(-(axis**2) / (2 * 1.5**2))
     kernel = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
@@ -49,19 +51,25 @@ def ms_ssim(
     def blur(image: Tensor) -> Tensor:
         return F.conv2d(image.flatten(0, 1)[:, None], kernel).unflatten(0, (-1, channels))[:, :, 0]
 
-    total = torch.ones(len(a), channels, dtype=a.dtype)
+    total = torch.ones(len(a), dtype=a.dtype)
     for scale in range(scales):
+        span = max(float(image.max() - image.min()) for image in (a, b))
+        if scale == scales - 1:
+            # The released code lets the coarsest scale reach over the border, the others not.
+            a, b = (F.pad(image, (window // 2,) * 4, mode="reflect") for image in (a, b))
         mean_a, mean_b = blur(a), blur(b)
         var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
         both = blur(a * b) - mean_a * mean_b
-        structure = (2 * both + 0.03**2) / (var_a + var_b + 0.03**2)
+        structure = (2 * both + (0.03 * span) ** 2) / (var_a + var_b + (0.03 * span) ** 2)
         if scale == scales - 1:
-            light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            light = (2 * mean_a * mean_b + (0.01 * span) ** 2) / (
+                mean_a**2 + mean_b**2 + (0.01 * span) ** 2
+            )
             structure = structure * light
         else:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        total = total * structure.mean(dim=(2, 3)).clamp_min(0) ** weights[scale]
-    return total.mean(dim=1)
+        total = total * structure.mean(dim=(1, 2, 3)).clamp_min(0) ** WEIGHTS[scale]
+    return total
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,7 @@ class NoiseSimilarity(Detector):
         low, high = change.amin(dim=(3, 4), keepdim=True), change.amax(dim=(3, 4), keepdim=True)
         scaled = (change - low) / (high - low).clamp_min(1e-12)
         first, second = torch.triu_indices(evidence.seeds, evidence.seeds, 1)
-        found = ms_ssim(scaled[:, first].flatten(0, 1), scaled[:, second].flatten(0, 1))
-        return found.unflatten(0, (evidence.prompts, -1)).amax(dim=1)
+        return torch.stack([ms_ssim(seeds[first], seeds[second]).amax() for seeds in scaled])
 
 
 DETECTORS = (NoiseSimilarity(),)

@@ -3,10 +3,11 @@
 Where prompts share their noise, the unconditional half of anything at that noise is the same for
 all of them, so the bank computes it once.
 
-Contents: `Bank`, `reference_mean`.
+Contents: `Bank`, `Earlier`, `reference_mean`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ from mnemoscope.sampling.loop import (
 )
 from mnemoscope.sampling.probes import predict
 from mnemoscope.sampling.recipe import Recipe, seed_of
+
+NOWHERE = -1
+"""Index of a call that is not on the path."""
+
+
+MOST = 1e3
+"""Largest sigma / alpha of a grid; at zero terminal SNR there is none."""
 
 
 class Counted:
@@ -60,6 +68,19 @@ class Counted:
         return self.inner(x, timestep, condition)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier checkpoint of the model.
+
+    Attributes:
+        network: Its denoiser; what it evaluates is counted with the model's own.
+        encode: Turns prompts into its conditions.
+    """
+
+    network: Counted
+    encode: Callable[[Sequence[str]], Condition]
+
+
 class Bank:
     """What all prompts of a run share.
 
@@ -69,6 +90,7 @@ class Bank:
         seeds: Samples a prompt.
         batch: Samples a network call; chosen by size and device where None.
         tick: Told after every network call how many rows it evaluated.
+        earlier: An earlier checkpoint of the model, where a piece compares the two.
 
     Attributes:
         scheduler: The sampler with its timesteps set; copied before use.
@@ -76,6 +98,7 @@ class Bank:
         final: Level of the final state, unit form.
         exact: Weights (w0, wT) of the exact unguided path at every state, the final one last.
         network: The denoiser, counted.
+        earlier: The earlier checkpoint; None where none was given.
         mean: Reference mean of the unconditional clean estimate, where a study has set it.
 
     Raises:
@@ -90,6 +113,7 @@ class Bank:
         seeds: int,
         batch: int | None = None,
         tick: Progress | None = None,
+        earlier: Model | None = None,
     ) -> None:
         for name, value in (("seeds", seeds), ("batch", 1 if batch is None else batch)):
             if value < 1:
@@ -114,8 +138,28 @@ class Bank:
         self.exact = exact.w0, exact.wT
         self.batch = batch_of(model.d, model.device) if batch is None else batch
         self.network = Counted(model.denoiser, tick)
+        self.earlier = None if earlier is None else self._before(earlier)
         self.mean: Float[Tensor, " d"] | None = None
         self._kept: dict[Any, Any] = {}
+
+    def _before(self, earlier: Model) -> Earlier:
+        if tuple(earlier.latent_shape) != tuple(self.model.latent_shape):
+            raise InputError(
+                f"the earlier checkpoint {earlier.name!r} has latents of shape "
+                f"{tuple(earlier.latent_shape)}, {self.model.name!r} of "
+                f"{tuple(self.model.latent_shape)}; give a checkpoint of the same network"
+            )
+
+        def count(rows: int) -> None:
+            self.network.rows += rows
+            if self.network.tick is not None:
+                self.network.tick(rows)
+
+        guidance = self.recipe.guidance
+        return Earlier(
+            Counted(earlier.denoiser, count),
+            lambda texts: earlier.encode_prompts(texts, guidance),
+        )
 
     @property
     def shared(self) -> bool:
@@ -168,6 +212,39 @@ class Bank:
         like = torch.zeros((), dtype=torch.float32, device=self.model.device)
         return self.points[call].to(like)
 
+    def trained(self, timestep: int) -> Point:
+        """Return where the network stands at a timestep of its training, whatever the path.
+
+        Args:
+            timestep: From 0; -1 is the last, the noisiest.
+
+        Raises:
+            InputError: If the network was not trained at timesteps, as a flow was not.
+        """
+        if self.network.kind == "flow":
+            raise InputError("a flow was trained at no timesteps; ask the path for its points")
+        scheduler = self.keep("trained", lambda: self.model.make_scheduler("ddim", 1))
+        last = int(scheduler.config.num_train_timesteps) - 1
+        at = torch.tensor(last + 1 + timestep if timestep < 0 else min(timestep, last))
+        level = levels_of(scheduler, at[None]).unit().at(0)
+        like = torch.zeros((), dtype=torch.float32, device=self.model.device)
+        return Point(NOWHERE, at.to(self.model.device), level).to(like)
+
+    def trained_along(self, levels: int) -> list[Point]:
+        """Return points spread evenly over the logarithm of the noise of training, ascending.
+
+        Raises:
+            InputError: If the network was not trained at timesteps.
+        """
+        last = int(self.trained(-1).timestep)
+        scheduler = self.keep("trained", lambda: self.model.make_scheduler("ddim", 1))
+        # The first timestep is all but clean, and far from its neighbour in the logarithm.
+        level = levels_of(scheduler, torch.arange(1, last + 1))
+        ratio = (level.sigma / level.alpha).clamp_max(MOST).log()
+        wanted = torch.linspace(float(ratio[0]), float(ratio[-1]), levels, dtype=torch.float64)
+        nearest = (ratio[None] - wanted[:, None]).abs().argmin(dim=1)
+        return [self.trained(int(at) + 1) for at in nearest]
+
     def late(self, before_last: int) -> int:
         """Return the index of a call counted from the end; 1 is the last."""
         return max(0, self.calls - before_last)
@@ -199,6 +276,10 @@ class Bank:
             ]
         )
 
+    def shared_noise(self) -> Latents:
+        """Return the unit noise of every seed, which prompts share."""
+        return self.noise([self.recipe.sample_seed("", 0, s) for s in range(self.seeds)])[0]
+
     def unconditional_of_seeds(self, call: int) -> Latents:
         """Return the raw unconditional output for the shared noise, once computed.
 
@@ -212,8 +293,7 @@ class Bank:
             raise InputError("prompts do not share their noise; nothing is the same for all")
 
         def make() -> Latents:
-            seeds = [self.recipe.sample_seed("", 0, index) for index in range(self.seeds)]
-            noise, _ = self.noise(seeds)
+            noise = self.shared_noise()
             x = self.start(noise) if call == 0 else noise
             return self.unconditional(x, self.point(call))
 

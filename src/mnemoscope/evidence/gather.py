@@ -12,7 +12,14 @@ from torch import Tensor
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.evidence.bank import Bank
-from mnemoscope.evidence.piece import NO_IMAGE, Absent, Evidence, Piece, path_calls
+from mnemoscope.evidence.piece import (
+    NO_IMAGE,
+    NO_TIMESTEPS,
+    Absent,
+    Evidence,
+    Piece,
+    path_calls,
+)
 from mnemoscope.evidence.sitting import Sitting
 
 NO_FORWARD_MODE = (
@@ -92,6 +99,8 @@ def _gathered(sitting: Sitting, piece: Piece[Any]) -> Any:
         return Absent(sitting.model.no_uncond)
     if piece.pair and not any(prompt.images for prompt in sitting.prompts):
         return Absent(NO_IMAGE)
+    if piece.timesteps and sitting.bank.network.kind == "flow":
+        return Absent(NO_TIMESTEPS)
     if piece.calls != 0 and sitting.tape is None:
         reasons = [outcome.reason for outcome in sitting.outcomes if outcome.reason]
         return Absent(reasons[0] if reasons else "the path was not sampled")

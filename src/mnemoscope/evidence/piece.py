@@ -23,6 +23,7 @@ from mnemoscope.evidence.sitting import Sitting
 T = TypeVar("T")
 
 NO_IMAGE = "the prompt has no training image"
+NO_TIMESTEPS = "the model is a flow, which was trained at no timesteps"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,16 @@ class Piece(ABC, Generic[T]):
     @property
     def attention(self) -> bool:
         """Return whether cross-attention must be watched along the path."""
+        return False
+
+    @property
+    def timesteps(self) -> bool:
+        """Return whether it calls the network at timesteps of its training, off the path."""
+        return False
+
+    @property
+    def own_network(self) -> bool:
+        """Return whether it takes a network of its own, beside the model's."""
         return False
 
     def warm(self, bank: Bank) -> None:

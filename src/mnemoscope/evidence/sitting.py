@@ -242,6 +242,29 @@ class Sitting:
         rows = self.targets[torch.as_tensor(prompts, device="cpu")]
         return rows.reshape(-1, *self.model.latent_shape).to(self.noise)
 
+    def each_image(
+        self, work: Callable[[Condition, Latents], Tensor]
+    ) -> Float[Tensor, "prompt ..."]:
+        """Do work on every prompt's training image, a batch at a time.
+
+        Args:
+            work: Takes the conditions and the latents of the images.
+
+        Returns:
+            What it returned, float64 on the CPU; rows of NaN where a prompt has no image.
+        """
+        # The first stands in where no image is finite: its latents are NaN, and so is its row.
+        mine = self.with_image or [0]
+        parts = [
+            work(self.cond.take(rows), self.target_latents(rows)).detach().double().cpu()
+            for rows in (
+                mine[at : at + self.bank.batch] for at in range(0, len(mine), self.bank.batch)
+            )
+        ]
+        whole = parts[0].new_full((len(self.prompts), *parts[0].shape[1:]), torch.nan)
+        whole[mine] = torch.cat(parts)
+        return whole
+
     @torch.no_grad()
     def decode(
         self, latents: Latents

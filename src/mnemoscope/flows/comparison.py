@@ -132,7 +132,7 @@ class TrialWorker(StudyWorker):
     def pieces(self, first: bool) -> tuple[Piece[Any], ...]:
         """Return the path's record and the pictures."""
         del first
-        return WholePath(), Pictures("final")
+        return WholePath(), Pictures()
 
     def reduce(self, unit: Unit, gathered: Sat) -> Rows:
         """Compare pictures, reduce the record to a few numbers a sample."""

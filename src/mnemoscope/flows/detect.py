@@ -34,6 +34,7 @@ from mnemoscope.flows.options import (
     brought,
     given,
     listed,
+    loaded,
     name_of,
     of_one_kind,
     opened,
@@ -92,6 +93,9 @@ class Detection(Recipe, Source):
         FPR, "Share of ordinary prompts that may be flagged as memorized."
     )
     seeds: int = option(4, "Samples a prompt.")
+    earlier: str | None = option(
+        None, "Earlier checkpoint of the model, for detectors that compare the two."
+    )
     out: str | Path | None = option(
         None,
         "Where to: a .parquet, .csv or .jsonl file, or a run folder; what is interrupted goes on.",
@@ -225,6 +229,7 @@ def detect(
     prompts: Sequence[str | Prompt] | PromptList | str | Path | None = None,
     *,
     detectors: Sequence[str | Detector] | str | Detector = (RECOMMENDED,),
+    earlier: Model | str | None = None,
     out: str | Path | None = None,
     ordinary: str | Path | None = None,
     false_positives: float = FPR,
@@ -238,6 +243,7 @@ def detect(
         model: The model, its name, or a pipeline object.
         prompts: Prompts, or a prompt file; those the embedded model brings where not given.
         detectors: Names or instances; "first-step", "free" and "all" stand for many.
+        earlier: An earlier checkpoint of the model, or its name, for what compares the two.
         out: Run folder that holds the scores so far, from which the same question goes on after an
             interruption; a temporary one where not given.
         ordinary: A run folder of ordinary prompts, that of `bench detectors`, or a calibration
@@ -258,20 +264,37 @@ def detect(
     chosen = choose(detectors)
     if not chosen:
         raise InputError("no detector given, and there is nothing to do without")
-    asked = _asked(model, chosen, options, ordinary=ordinary, false_positives=false_positives)
+    asked = _asked(
+        model,
+        chosen,
+        options,
+        earlier=earlier if earlier is None else name_of(earlier),
+        ordinary=ordinary,
+        false_positives=false_positives,
+    )
     _enough(chosen, asked.seeds)
     held = listed(prompts, asked.model)
     reference = None if ordinary is None else Known.of(ordinary)
     with _folder(out) as folder:
         known = opened(model, asked)
+        before = _earlier(asked) if isinstance(earlier, str) else earlier
         with tqdm(total=len(held), unit="prompt", disable=not progress, delay=DELAY) as bar:
-            worker = DetectionWorker(asked, known, chosen, held, folder)
+            worker = DetectionWorker(asked, known, chosen, held, folder, earlier=before)
             scale = worker.held_to(reference, false_positives)
             _score_all(worker, held, folder, notify or (lambda line: None), bar)
         return _read(open_run(folder), worker, scale)
 
 
-HANDED = ("model", "prompt", "prompts", "detectors", "out", "ordinary", "false_positives")
+HANDED = (
+    "model",
+    "prompt",
+    "prompts",
+    "detectors",
+    "earlier",
+    "out",
+    "ordinary",
+    "false_positives",
+)
 """Fields of `Detection` that `detect` takes as arguments of its own."""
 
 
@@ -287,6 +310,12 @@ def _asked(
             )
     names = tuple(detector.name for detector in chosen)
     return Detection(model=name_of(model), detectors=names, **options, **handed)
+
+
+def _earlier(asked: Detection) -> Model:
+    """Load the earlier checkpoint, to where and as the model is loaded."""
+    assert asked.earlier is not None
+    return loaded(Source(model=asked.earlier, device=asked.device, dtype=asked.dtype))
 
 
 def _enough(chosen: Sequence[Detector], seeds: int) -> None:
@@ -317,6 +346,7 @@ class DetectionWorker:
         prompts: The list, in which words are counted where a detector asks for it.
         folder: Where to; units are as they were begun there.
         tick: Told after every network call how many rows it evaluated.
+        earlier: An earlier checkpoint of the model.
     """
 
     def __init__(
@@ -327,14 +357,16 @@ class DetectionWorker:
         prompts: PromptList,
         folder: Path,
         tick: Progress | None = None,
+        earlier: Model | None = None,
     ) -> None:
         changes: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
         recipe = recipe_of(detection, model, **changes)
         self.detection = detection
         self.model = model
+        self.earlier = earlier
         self.detectors = tuple(detectors)
         self.pieces = union(self.detectors)
-        self.bank = Bank(model, recipe, detection.seeds, detection.batch, tick)
+        self.bank = Bank(model, recipe, detection.seeds, detection.batch, tick, earlier)
         self.length = path_calls(self.pieces, self.bank.calls)
         self.frequency = word_frequency(prompts) if Text() in self.pieces else None
         usual = chunk_of(
@@ -371,7 +403,8 @@ class DetectionWorker:
             options=resolved(self.detection)
             | {"batch": self.bank.batch, "scheduler": recipe.scheduler}
             # A score that looks across the prompts of a unit depends on how many there are.
-            | {UNIT: self.chunk},
+            | {UNIT: self.chunk}
+            | ({} if self.earlier is None else {"earlier_digest": self.earlier.digest}),
             methods=methods_of(self.detectors),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},

@@ -279,7 +279,7 @@ class ExplainWorker:
             self.curvature,
             EndAttention(),
             self.attention,
-            Pictures("final"),
+            Pictures(),
         )
 
     def manifest(self, control: Prompt) -> Manifest:

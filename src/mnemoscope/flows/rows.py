@@ -119,7 +119,7 @@ def reference_rows(references: References, places: Sequence[int]) -> pa.Table:
 
 def sample_rows(sat: Sat, calls: int) -> pa.Table:
     """Return rows of table `samples`, with pictures; `calls` of the path were sampled."""
-    images = sat.found(Pictures("final"))
+    images = sat.found(Pictures())
     whole: list[bytes | None] = [None] * len(sat.keys)
     if images is not None:
         flat = images.flatten(0, 1)
@@ -252,7 +252,7 @@ def similarity_rows(
     swapped: Mapping[str, int],
 ) -> pa.Table:
     """Return rows of table `similarities`: own images, the nearest, typical and swapped other."""
-    pictures = sat.found(Pictures("final"))
+    pictures = sat.found(Pictures())
     ok = sat.ok
     if pictures is None or not len(references) or not ok:
         return TABLES["similarities"].schema.empty_table()

@@ -31,8 +31,8 @@ MANY = ("all", "first-step", "free")
 def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, ...]:
     """Return detectors by name.
 
-    "all" stands for all, "first-step" for the quick ones, "free" for those that take nothing a
-    study does not gather anyway, "none" for none.
+    "all" stands for all that are not dear, "first-step" for the quick ones, "free" for those that
+    take nothing a study does not gather anyway, "none" for none.
 
     Raises:
         InputError: If a name is unknown, or nothing is named.
@@ -43,7 +43,7 @@ def choose(names: Sequence[str | Detector] | str | Detector) -> tuple[Detector, 
         if isinstance(name, Detector):
             found[name.name] = name
         elif name == "all":
-            found |= {detector.name: detector for detector in all_detectors()}
+            found |= {d.name: d for d in all_detectors() if not d.dear}
         elif name == "first-step":
             found |= {d.name: d for d in all_detectors() if d.first_step}
         elif name == "free":
@@ -68,7 +68,7 @@ def _named(name: str) -> Detector:
 def free(detector: Detector) -> bool:
     """Return whether a study gathers all that a detector takes: the path and its pictures."""
     return all(
-        piece.extra(1) == Price() and not piece.attention and not piece.pair
+        piece.extra(1) == Price() and not (piece.attention or piece.pair or piece.own_network)
         for piece in detector.needs.pieces
     )
 

@@ -279,7 +279,7 @@ class StudyWorker:
         """Return what is gathered at a recipe; the first one is also probed off the path."""
         study = self.study
         # Pictures first: a sample without one counts nowhere.
-        pieces: list[Piece[Any]] = [Pictures("final"), WholePath(), Convergence()]
+        pieces: list[Piece[Any]] = [Pictures(), WholePath(), Convergence()]
         if study.filmstrip:
             pieces.append(Filmstrip(study.filmstrip))
         if study.probes and first and self.model.has_uncond:

@@ -8,14 +8,16 @@ Formulas, at a level (alpha, sigma) in the unit form::
     jvp        d/dh gap(x + h·direction) at h = 0
     curvature  diagonal of d gap / dx,   mean over k of v_k ⊙ (d gap / dx)ᵀ v_k,   v_k random signs
     drift      max over k <= K of ||M^k(y) - y|| / ||y||,   M(y) = x0_hat(alpha·y) at a fixed level
+    denoise    x <- alpha'·x0_g + sigma'·eps_g, from level to level
 
 The three input laws (these two and the generated path) are never mixed.
 
 Contents: `forward_noised`, `pure_noise`, `gap`, `gap_jvp`, `gap_difference`, `square_gradient`,
-`gap_curvature`, `gap_in_condition`, `divergence`, `drift`, `predict`.
+`gap_curvature`, `diagonal`, `gap_in_condition`, `divergence`, `drift`, `denoise`,
+`predict`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mnemoscope.core.predict import Prediction, shown
+from mnemoscope.core.level import Level
+from mnemoscope.core.predict import Prediction, combine, shown
 from mnemoscope.core.record import Call, Point, Recorder, Trajectory
 from mnemoscope.errors import ModelError
 from mnemoscope.sampling.condition import Condition, cat
@@ -235,9 +238,24 @@ def gap_curvature(
 
     Source: Hutchinson 1990; Bekas et al. 2007 for the diagonal.
     """
+    return diagonal(lambda state: gap(denoiser, state, point, cond, uncond), x, signs)
+
+
+def diagonal(
+    of: Callable[[Latents], Latents], x: Latents, signs: Float[Tensor, "probe sample *latent"]
+) -> Latents:
+    """Estimate the diagonal of the Jacobian of a map of states.
+
+    Args:
+        of: The map.
+        x: States.
+        signs: Random vectors of -1 and 1.
+
+    Source: Hutchinson 1990; Bekas et al. 2007 for the diagonal.
+    """
     with torch.enable_grad():
         state = x.detach().requires_grad_()
-        value = gap(denoiser, state, point, cond, uncond)
+        value = of(state)
         total = torch.zeros_like(x)
         for k, v in enumerate(signs):
             more = k + 1 < len(signs)
@@ -308,7 +326,7 @@ def divergence(
 @torch.no_grad()
 def drift(
     denoiser: Denoiser, clean: Latents, point: Point, condition: Condition, iterations: int
-) -> Float[Tensor, " sample"]:
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample *place"]]:
     """Denoise a clean image again and again at a fixed level.
 
     Args:
@@ -319,13 +337,50 @@ def drift(
         iterations: Repetitions.
 
     Returns:
-        The largest distance to the image on the way, relative to its norm.
+        The largest distance to the image on the way, relative to its norm; and the same for the
+        channels of each place.
 
-    Source: López Amado, Fumero & Locatello 2026, the map M_sigma.
+    Source: López Amado, Fumero & Locatello 2026, definition 3 and appendix F.
     """
-    size = clean.flatten(1).norm(dim=1)
-    y, farthest = clean, torch.zeros_like(size)
+    size, sizes = clean.flatten(1).norm(dim=1), clean.norm(dim=1)
+    y, farthest, each = clean, torch.zeros_like(size), torch.zeros_like(sizes)
     for _ in range(iterations):
         y = predict(denoiser, point.level.alpha.to(y) * y, point, condition).x0
-        farthest = torch.maximum(farthest, (y - clean).flatten(1).norm(dim=1) / size)
-    return farthest
+        moved = y - clean
+        farthest = torch.maximum(farthest, moved.flatten(1).norm(dim=1) / size)
+        each = torch.maximum(each, moved.norm(dim=1) / sizes)
+    return farthest, each
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Denoiser,
+    x: Latents,
+    points: Sequence[Point],
+    final: Level,
+    cond: Condition,
+    uncond: Condition,
+    guidance: float,
+) -> Latents:
+    """Lead states down to the final level, without injecting noise.
+
+    Args:
+        denoiser: The bare network.
+        x: States at the first point, unit form.
+        points: Where the network is called.
+        final: Level that the last update leads to, unit form.
+        cond: Encoded prompts.
+        uncond: Encoded empty prompts.
+        guidance: Guidance scale.
+
+    Returns:
+        States at the final level, unit form.
+
+    Source: Song et al. 2021 (DDIM), eq. 12 with eta = 0; guidance as in `core.predict.combine`.
+    """
+    levels = [*(point.level for point in points[1:]), final]
+    for point, level in zip(points, levels, strict=True):
+        u, c = _branches(denoiser, x, point, cond, uncond)
+        x0, eps = combine(u.x0, c.x0, guidance), combine(u.eps, c.eps, guidance)
+        x = level.alpha.to(x) * x0 + level.sigma.to(x) * eps
+    return x

@@ -1,4 +1,4 @@
-"""The record of the forward-noised training image at levels spread over the path."""
+"""The record of the forward-noised training image at levels of the path."""
 
 from dataclasses import dataclass
 
@@ -35,13 +35,15 @@ class Noised:
 
 @dataclass(frozen=True)
 class NoisedTarget(Piece[Noised]):
-    """The record of the forward-noised training image at levels spread over the path.
+    """The record of the forward-noised training image at levels of the path.
 
     Attributes:
         levels: Number of levels.
+        first: Whether they are those of the first calls; spread over the path otherwise.
     """
 
     levels: int = 10
+    first: bool = False
 
     @property
     def pair(self) -> bool:
@@ -60,7 +62,8 @@ class NoisedTarget(Piece[Noised]):
     def gather(self, sitting: Sitting) -> Noised:
         """Noise the images with the samples' own noise, and evaluate both branches."""
         bank = sitting.bank
-        points = bank.along(self.levels)
+        first = range(min(self.levels, bank.calls))
+        points = [bank.point(at) for at in first] if self.first else bank.along(self.levels)
         names = len(NAMES)
         whole = torch.full(
             (len(sitting.keys), len(points), names, names), torch.nan, dtype=torch.float64

@@ -1,8 +1,7 @@
-"""Decoded images: the guided clean estimate of the first call, or the finished sample."""
+"""Decoded finished samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,34 +13,21 @@ from mnemoscope.evidence.sitting import Sitting, told
 
 @dataclass(frozen=True)
 class Pictures(Piece[Float[Tensor, "prompt seed 3 height width"]]):
-    """Decoded images; those of samples that are not finite are NaN.
+    """Decoded finished samples; those of samples that are not finite are NaN.
 
     A finished sample whose picture fails, or is not finite, is marked; so this piece comes first
     where what others make of it counts.
-
-    Attributes:
-        at: "first" for the guided clean estimate of the first call, "final" for the sample.
     """
-
-    at: Literal["first", "final"] = "final"
 
     @property
     def calls(self) -> int | None:
-        """Return 1 for the first estimate, the whole path for samples."""
-        return 1 if self.at == "first" else None
+        """Return the whole path."""
+        return None
 
     def gather(self, sitting: Sitting) -> Float[Tensor, "prompt seed 3 height width"] | Absent:
         """Decode."""
-        tape = sitting.tape
-        assert tape is not None, "a piece of the path was asked for without a path"
-        latents = sitting.final
-        if self.at == "first":
-            alpha, sigma = (part[0].to(tape.x) for part in tape.level)
-            clean = alpha * tape.x[:, 0] - sigma * tape.v_g[:, 0]
-            latents = clean.unflatten(1, sitting.model.latent_shape)
-        images, failed = sitting.keep(("pictures", self.at), lambda: sitting.decode(latents))
-        if self.at == "final":
-            _mark(sitting, images, failed)
+        images, failed = sitting.keep("pictures", lambda: sitting.decode(sitting.final))
+        _mark(sitting, images, failed)
         if images is None:
             reasons = [outcome.reason for outcome in sitting.outcomes if outcome.reason]
             return Absent(reasons[0] if reasons else "no sample stayed finite")

@@ -18,11 +18,13 @@ class Divergence:
 
     Attributes:
         level: The level, unit form.
+        d: Number of latent coordinates.
         trace: Estimated trace of d eps / dx; branches are (uncond, cond).
         square: ||eps||².
     """
 
     level: Level
+    d: int
     trace: Float[Tensor, "branch prompt seed"]
     square: Float[Tensor, "branch prompt seed"]
 
@@ -69,4 +71,4 @@ class TargetDivergence(Piece[Divergence]):
                 found = divergence(bank.network, x, point, condition, signs[which])
                 for into, part in zip((trace, square), found, strict=True):
                     into[branch, prompts, which.cpu()] = part.cpu()
-        return Divergence(bank.points[call].level, trace, square)
+        return Divergence(bank.points[call].level, bank.model.d, trace, square)
