@@ -134,6 +134,12 @@ class TrialWorker(StudyWorker):
         del first
         return WholePath(), Pictures()
 
+    def manifest(self, prompts: PromptList) -> Manifest:
+        """Say what is asked of which model; the mechanism's tables are not derived."""
+        manifest = super().manifest(prompts)
+        units = {name: count for name, count in manifest.units.items() if name != "mechanism"}
+        return manifest.model_copy(update={"units": units})
+
     def reduce(self, unit: Unit, gathered: Sat) -> Rows:
         """Compare pictures, reduce the record to a few numbers a sample."""
         del unit
