@@ -63,7 +63,7 @@ def test_repulsion_is_opposite_guidance_where_the_prompt_asks_for_the_picture_al
     picture = drawn(4, 2, 4, 8, 8)
     for step in calls(kind, first=picture, later=picture):
         torch.testing.assert_close(
-            parse("picture_repulsion(strength=3)").guide(step), step.guided(-3.0), **CLOSE
+            parse("picture_repulsion(strength=3,until=1)").guide(step), step.guided(-3.0), **CLOSE
         )
         torch.testing.assert_close(
             parse("gated_opposite(strength=3,until=1)").guide(step), step.guided(-3.0), **CLOSE
@@ -76,11 +76,11 @@ def test_what_else_the_prompt_asks_for_is_guided_in_full():
     along = (other * picture).flatten(1).sum(1) / picture.flatten(1).square().sum(1)
     other = other - along[:, None, None, None] * picture
     _, later = calls(first=picture, later=other)
-    used = parse("picture_repulsion(strength=3)").guide(later)
+    used = parse("picture_repulsion(strength=3,until=1)").guide(later)
     torch.testing.assert_close(used, later.guided(), **CLOSE)
     # A half of each: the picture is turned away from, the rest is not touched.
     _, later = calls(first=picture, later=0.5 * picture + other)
-    used = parse("picture_repulsion(strength=3)").guide(later)
+    used = parse("picture_repulsion(strength=3,until=1)").guide(later)
     wanted = outputs(later, used=G * other - 3 * 0.5 * picture)["used"]
     torch.testing.assert_close(used, wanted, atol=1e-3, rtol=1e-3)
 
@@ -89,7 +89,7 @@ def test_the_picture_itself_is_never_attracted_to_by_repulsion():
     picture = drawn(4, 2, 4, 8, 8)
     _, later = calls(first=picture, later=-picture)
     torch.testing.assert_close(
-        parse("picture_repulsion(strength=3)").guide(later), later.guided(), **CLOSE
+        parse("picture_repulsion(strength=3,until=1)").guide(later), later.guided(), **CLOSE
     )
 
 
