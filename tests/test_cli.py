@@ -232,7 +232,8 @@ def test_help_names_the_main_command_first_and_shows_an_example_for_each():
     kinds = [*typer.main.get_command(app).commands]
     assert kinds[0] == "study"
     assert set(EXAMPLES) == {name for name in kinds if name not in ("bench", "lab")} | {
-        "bench detectors"
+        "bench detectors",
+        "bench mitigations",
     }
 
 
