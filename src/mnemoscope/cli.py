@@ -240,18 +240,20 @@ def _worst(run: Any, found: Any) -> None:
 
 
 def _claims(run: Any) -> None:
-    """Print which claims hold in a run; those that cannot be told are counted."""
+    """Print the claims that can be told: evidence beside its null first, then sanity checks."""
     checks = run.table("checks").to_pylist()
-    told = [row for row in checks if row["holds"] is not None]
-    typer.echo()
-    _table(
-        ("holds", "analysis", "claim", "measured"),
-        [
-            ("yes" if row["holds"] else "no", row["analysis"], row["claim"], row["measured"])
-            for row in told
-        ],
-    )
-    if left := len(checks) - len(told):
+    judged = [row for row in checks if row["holds"] is not None]
+    # What has no interval, as from a single prompt, is no evidence of anything.
+    evidence = [row for row in judged if row["kind"] == "evidence" and row["low"] is not None]
+    sanity = [row for row in judged if row["kind"] != "evidence"]
+    head = ("holds", "analysis", "claim", "measured")
+    for rows in (evidence, sanity):
+        if rows:
+            typer.echo()
+            _table(
+                head, [("yes" if row["holds"] else "no", *map(row.get, head[1:])) for row in rows]
+            )
+    if left := len(checks) - len(evidence) - len(sanity):
         _say(f"{left} of {len(checks)} claims cannot be told here; table checks says why")
 
 

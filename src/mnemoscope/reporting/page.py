@@ -48,7 +48,7 @@ from mnemoscope.reporting.quantities import quantities
 from mnemoscope.reporting.scores import RECOMMENDED, Scores, scores_of, shown_first, told
 from mnemoscope.reporting.severity import level_panel, null_panel, similarity_panel
 from mnemoscope.reporting.text import interval, known, number, percent, visible
-from mnemoscope.reporting.verdict import Row, Verdict, measure_of, verdict
+from mnemoscope.reporting.verdict import Row, Scorecard, Verdict, measure_of, verdict
 from mnemoscope.runs.folder import Run
 from mnemoscope.runs.records import write_atomically
 
@@ -138,7 +138,7 @@ class Step:
     @property
     def said(self) -> str:
         """Count what holds, what does not and what cannot be told."""
-        return _count(self.checks)
+        return Scorecard.of(self.checks).said
 
 
 def report(
@@ -352,6 +352,7 @@ def environment() -> jinja2.Environment:
         "linked": argument.linked,
         "anchor": argument.anchor,
     }
+    environment.filters["scorecard"] = Scorecard.of
     # Shorter by a third than with spaces, and the order of keys is already fixed.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment
@@ -402,7 +403,7 @@ def _render(
                 for claim in argument.CLAIMS
             ],
             sections=list(sections.values()),
-            checks_said=_count(checks),
+            checks_said=Scorecard.of(checks).said,
             overview=dict.fromkeys(("levels", "similarities", "scatter", "board", "null"))
             | {
                 # The dots of the leaderboard are detectors.
@@ -438,16 +439,6 @@ def run_digest(run: Run) -> str:
     """
     lines = "\n".join(f"{name} {digest}" for name, digest, _ in _digests(run))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _count(checks: Sequence[Check]) -> str:
-    holds = sum(check.holds is True for check in checks)
-    fails = sum(check.holds is False for check in checks)
-    unknown = len(checks) - holds - fails
-    parts = [f"{holds} of {holds + fails} expectations hold"] if holds + fails else []
-    if unknown:
-        parts.append(f"{unknown} could not be told" if parts else "nothing could be told")
-    return ", ".join(parts) or "no expectations"
 
 
 def _chosen(shown: Explorer) -> list[int]:
