@@ -55,7 +55,7 @@ def test_every_part_loads_and_hostile_prompts_stay_text(
 ) -> None:
     web.open(request.getfixturevalue(form))
     assert web.run("return document.title") == (
-        "6 of 12 prompts reproduce a training image · mnemoscope"
+        "6 of 12 prompts reproduce a training image · embedded · mnemoscope"
     )
     assert web.until("return document.querySelector('#count').textContent") == (
         "16 of 16 prompts, similarity by l2, threshold 0.85, g = 7.5"

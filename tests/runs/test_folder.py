@@ -75,8 +75,9 @@ def test_parts_carry_page_checksums(tmp_path):
     folder = filled(tmp_path / "run", ["a"])
     part = folder / "samples" / "a.parquet"
     data = bytearray(part.read_bytes())
-    # The first page holds the prompt ids; its header alone is not covered by its checksum.
-    data[len(data) // 4] ^= 1
+    # The last byte of a column is of a page; a page's header is not covered by its checksum.
+    column = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0).column(0)
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     with pytest.raises(OSError, match=r"(?i)crc|checksum|corrupt|invalid|deserialize"):
         pq.read_table(pa.BufferReader(bytes(data)), page_checksum_verification=True)
 

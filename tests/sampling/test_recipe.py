@@ -37,7 +37,7 @@ def test_it_can_be_printed_and_read_again():
     assert eval(repr(recipe), {"Recipe": Recipe, "GuidanceInterval": GuidanceInterval}) == recipe
     row = json.loads(json.dumps(recipe.row))
     assert row == recipe.row
-    assert row["intervention"] == "guidance_interval(start=0.2,stop=1.0)"
+    assert row["intervention"] == "guidance_interval(strength=0.2,stop=1.0)"
 
 
 def test_every_field_is_an_option_and_part_of_the_name():
@@ -54,7 +54,7 @@ def test_the_key_changes_with_every_field(name):
 
 
 def test_the_key_changes_with_a_setting_of_the_intervention():
-    keys = {Recipe(intervention=GuidanceInterval(start=s)).key for s in (0.1, 0.2, 0.3)}
+    keys = {Recipe(intervention=GuidanceInterval(strength=s)).key for s in (0.1, 0.2, 0.3)}
     assert len(keys) == 3
 
 

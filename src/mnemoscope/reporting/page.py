@@ -344,15 +344,16 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = environment.filters
+    filters |= {
         "number": number,
         "percent": percent,
         "visible": visible,
         "known": known,
         "linked": argument.linked,
         "anchor": argument.anchor,
+        "scorecard": Scorecard.of,
     }
-    environment.filters["scorecard"] = Scorecard.of
     # Shorter by a third than with spaces, and the order of keys is already fixed.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment
