@@ -8,8 +8,14 @@ import torch
 from mnemoscope.errors import InputError, RefusedError
 from mnemoscope.guarding.calibration import Calibration, Threshold, fingerprint
 from mnemoscope.guarding.live import guard
+from mnemoscope.lab.planted import load_table
+from mnemoscope.models import load_model
+from mnemoscope.models.shipped import CALIBRATION
 from mnemoscope.sampling.hooks import Intervention
 from tests.sampling import pipelines
+
+ALPHA = 0.2360
+"""Of the tiny pipelines' first step, where they make four."""
 
 
 def left(pipe):
@@ -196,7 +202,7 @@ def test_calibrations_are_of_one_model(tmp_path):
     live, other = pipelines.stable_diffusion(), pipelines.GUIDED["sdxl"]()
     levels = (Threshold(1, 0.5, 0.4, 0.6, 120), Threshold(4, 0.3, 0.2, 0.4, 120))
     made = Calibration(
-        "gap_rms", 0.01, levels, {"name": "tiny", "fingerprint": fingerprint(live.pipe.unet)}
+        "gap_rms", 0.01, ALPHA, levels, {"name": "tiny", "fingerprint": fingerprint(live.pipe.unet)}
     )
     made.write(tmp_path / "calibration.json")
     read = Calibration.read(tmp_path / "calibration.json")
@@ -217,3 +223,37 @@ def test_files_that_are_no_calibration_are_refused(text, tmp_path):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match="no calibration"):
         Calibration.read(tmp_path / "c.json")
+
+
+def test_a_run_that_begins_at_another_level_is_not_scored(tmp_path):
+    live = pipelines.stable_diffusion()
+    told = {"name": "tiny", "fingerprint": fingerprint(live.pipe.unet)}
+    known = Calibration("gap_rms", 0.01, ALPHA, (Threshold(1, 0.0, 0.0, 0.0, 99),), told)
+    with guard(live.pipe, calibration=known, action="record") as watched:
+        live.run(4.0)
+        live.run(4.0, steps=2)
+    assert [record.suspicious for record in watched.records] == [True, True, None, None]
+    assert "as many --steps" in watched.records[2].reason
+
+
+def test_the_model_inside_brings_its_calibration():
+    pipe = load_model("embedded").pipeline
+    pipe.set_progress_bar_config(disable=True)
+    watched = guard(pipe)
+    shipped = Calibration.read(CALIBRATION)
+    assert watched.rule.thresholds == {level.seeds: level.value for level in shipped.thresholds}
+
+    def enough(*_):
+        raise KeyboardInterrupt
+
+    captions = {row.id: row.caption for row in load_table()}
+    for name in ("v6-describing-02", "c-describing-00"):
+        with pytest.raises(KeyboardInterrupt):
+            watched(
+                captions[name],
+                num_images_per_prompt=4,
+                generator=torch.Generator().manual_seed(0),
+                callback_on_step_end=enough,
+            )
+    # One is planted at the highest level, the other was never shown.
+    assert [record.suspicious for record in watched.records] == [True] * 4 + [False] * 4

@@ -30,6 +30,7 @@ from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.ranking.thresholds import conformal, fewest
 from mnemoscope.runs.manifest import packages
+from mnemoscope.sampling.loop import points_of
 from mnemoscope.sampling.recipe import Recipe
 
 
@@ -111,16 +112,19 @@ def calibrate(
             notify=say, progress=progress, **recipe,
         ).of(asked.detector)  # fmt: skip
         levels.append(_threshold(scores[np.isfinite(scores)], seeds, asked.fpr))
+    used = recipe_of(asked, known)
+    first = points_of(known.make_scheduler(used.scheduler, used.steps))[0]
     made = Calibration(
         asked.detector,
         asked.fpr,
+        float(first.level.alpha),
         tuple(levels),
         {
             "name": known.name,
             "digest": known.digest,
             "fingerprint": fingerprint(getattr(known.denoiser, "network", known.denoiser)),
         },
-        recipe_of(asked, known).row,
+        used.row,
         packages(),
     )
     made.write(asked.out)

@@ -6,6 +6,9 @@ Formulas, with s the scores of n ordinary prompts, no image of theirs being know
     fpr           the share of further ordinary prompts above it: at most FPR on average
     fingerprint   SHA-256 over the denoiser's parameters: names, shapes, evenly spaced entries
 
+A score is of the noise level at which the first step stands, and that depends on the sampler and
+on how many steps it makes: the threshold holds for runs that begin at the same level.
+
 A score averages over the samples of a prompt, so a threshold is of a number of samples. One that
 was set for fewer serves more: their mean strays less.
 
@@ -61,6 +64,7 @@ class Calibration:
     Attributes:
         detector: Name of the detector.
         fpr: Wanted share of ordinary prompts above the threshold.
+        alpha: Weight of the clean image at the first step, unit form.
         thresholds: One a number of samples, fewest first.
         model: Name, digest and fingerprint of the model.
         recipe: How was sampled, as in table `recipes`.
@@ -69,6 +73,7 @@ class Calibration:
 
     detector: str
     fpr: float
+    alpha: float
     thresholds: tuple[Threshold, ...]
     model: Mapping[str, str] = field(default_factory=dict[str, str])
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])

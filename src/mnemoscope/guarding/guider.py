@@ -63,6 +63,7 @@ class MemorizationGuider(BaseGuidance):
         schedule: Prediction kind and betas of the scheduler, as `guider` takes them from one.
         thresholds: Above which score a prompt is suspicious, by the number of its samples; none at
             all where empty.
+        alpha: Weight of the clean image at the first step that they are of; None for any.
         detector: Score of the first step.
         action: "record", "mitigate" or "refuse".
         mitigation: What steers, by name with settings; None where nothing does.
@@ -83,6 +84,7 @@ class MemorizationGuider(BaseGuidance):
         guidance_scale: float = 7.5,
         schedule: dict[str, Any] | None = None,
         thresholds: dict[str, float] | None = None,
+        alpha: float | None = None,
         detector: str = "gap_rms:clean",
         action: str = "record",
         mitigation: str | None = None,
@@ -105,6 +107,7 @@ class MemorizationGuider(BaseGuidance):
             None if mitigation is None else guiding(mitigation),
             1,
             None if log is None else Path(log),
+            alpha,
         )
         self._state = _State()
         self._cond: Any = None
@@ -262,6 +265,7 @@ def guider(
         float(scale),
         _schedule(scheduler),
         {str(seeds): value for seeds, value in rule.thresholds.items()},
+        rule.alpha,
         rule.detector,
         rule.action,
         None if rule.mitigation is None else str(rule.mitigation),

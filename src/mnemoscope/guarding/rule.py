@@ -20,6 +20,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ log = logging.getLogger(__name__)
 
 SCORE = "gap_rms:clean"
 """Score where none is named: one sample is enough for it, and it holds at pure noise as well."""
+
+SLACK = 0.1
+"""How far the level of a first step may lie from that of a calibration, relative to its alpha."""
 
 DEFAULT = "picture_repulsion"
 """Mitigation where none is named."""
@@ -81,6 +85,8 @@ class Rule:
         mitigation: What steers where the action is "mitigate".
         tries: How often "regenerate" starts from other noise.
         log: File of JSON lines to which records are appended; None for none.
+        alpha: Weight of the clean image at the first step that the thresholds are of; None where
+            they are of any.
         records: What became of every image so far.
         run: Index of the run that is under way; -1 before one.
         rows: Samples of it that are steered.
@@ -92,6 +98,7 @@ class Rule:
     mitigation: Intervention | None
     tries: int
     log: Path | None
+    alpha: float | None = None
     records: list[Guarded] = field(default_factory=list[Guarded])
     run: int = -1
     rows: tuple[int, ...] = ()
@@ -119,6 +126,7 @@ class Rule:
         self.run, self.rows = self.run + 1, ()
         self._history, self._first, self._samples = (), None, tuple(samples)
         groups = _groups(samples)
+        unscored = unscored or self._elsewhere(step)
         if unscored:
             log.warning("not guarded: %s", unscored)
             nothing = [math.nan] * len(groups)
@@ -129,6 +137,16 @@ class Rule:
             bad = [rows for at, rows in enumerate(groups) if found.over(at)]
             self.rows = tuple(sorted(row for rows in bad for row in rows))
         return found
+
+    def _elsewhere(self, step: Step) -> str:
+        """Say that a run begins at another level than the thresholds are of; empty where not."""
+        alpha = float(step.point.level.alpha)
+        if self.alpha is None or isclose(alpha, self.alpha, rel_tol=SLACK, abs_tol=1e-3):
+            return ""
+        return (
+            f"the run begins at alpha {alpha:.3g} and the thresholds are of {self.alpha:.3g}; "
+            "calibrate with its sampler and as many --steps"
+        )
 
     def guided(self, step: Step, used: Tensor) -> Tensor | None:
         """Return what the sampler is given where suspicious samples are steered; None elsewhere.
@@ -266,6 +284,7 @@ def rule_of(
         guiding(mitigation) if chosen == "mitigate" else None,
         tries,
         None if log is None else Path(log),
+        None if known is None else known.alpha,
     )
 
 
