@@ -447,7 +447,7 @@ def test_detect_says_what_exceeds_the_window(tiny, tmp_path):
 
 def test_an_intervention_steers_from_the_command_line(tiny, tmp_path):
     (tmp_path / "list.txt").write_text("a cat\n")
-    small = ("--seeds", 1, "--steps", 4, "--device", "cpu", "--detectors", "confidence")
+    small = ("--seeds", 1, "--steps", 4, "--device", "cpu", "--detectors", "dsm:0")
     plain, steered = (
         invoke(
             "detect", tiny, "--prompts", tmp_path / "list.txt", *small,
