@@ -183,14 +183,16 @@ def _column(name: str, run: Run) -> dict[tuple[str, str], str]:
                   if row["guidance"] in (guidance, None)]  # fmt: skip
     if not statistics:
         raise InputError(f"{str(run.path)!r} ({name}) holds no statistics; finish the study first")
-    checks = [row["holds"] for row in run.table("checks").to_pylist()]
-    judged = [holds for holds in checks if holds is not None]
+    checks = run.table("checks").to_pylist()
+    judged = [
+        row["holds"] for row in checks if row["kind"] == "evidence" and row["holds"] is not None
+    ]
     return {
         ("g, sampler, steps", ""): _recipe(run, guidance),
         ("memorized, of those judged, by level", "rises"): _levels(run, guidance, measure),
         **{(row.about, row.expected): _told(statistics, row, measure) for row in ROWS},
         ("variance across seeds early, memorized over others", "below 1"): _early(run, guidance),
-        ("statements of the paper that hold", "all"): f"{sum(judged)} of {len(judged)}",
+        ("evidence that beats its null", "all"): f"{sum(judged)} of {len(judged)}",
     }
 
 
