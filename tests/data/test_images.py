@@ -13,7 +13,7 @@ from PIL import Image
 
 from mnemoscope.data.images import (
     decode,
-    decode_mask,
+    decode_masked,
     fit,
     load_image,
     load_mask,
@@ -237,14 +237,14 @@ def test_masks(tmp_path):
 def test_thumbnails_are_exact_while_small():
     pixels = torch.from_numpy(noise(128, 100).transpose(2, 0, 1).copy()) / 255
     assert torch.equal((decode(thumbnail(pixels)) * 255).round(), (pixels * 255).round())
-    assert decode_mask(thumbnail(pixels)) is None
+    assert decode_masked(thumbnail(pixels))[1] is None
 
 
 def test_a_mask_travels_with_its_thumbnail():
     pixels = torch.rand(3, 64, 64)
     mask = (torch.rand(64, 64) > 0.5).float()
     stored = thumbnail(pixels, mask)
-    assert torch.equal(decode_mask(stored), mask)
+    assert torch.equal(decode_masked(stored)[1], mask)
     # The colours under the masked part survive.
     assert torch.equal((decode(stored) * 255).round(), (pixels * 255).round())
 
@@ -263,7 +263,7 @@ def test_thumbnails_of_broken_samples_are_refused():
     with pytest.raises(InputError):
         decode(b"RIFF0000WEBP")
     with pytest.raises(InputError):
-        decode_mask(thumbnail(torch.rand(3, 9, 9))[:40])
+        decode_masked(thumbnail(torch.rand(3, 9, 9))[:40])
 
 
 def test_fit_crops_the_centre_and_equals_pillows_resizing():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mnemoscope.data import references as module
-from mnemoscope.data.images import decode, decode_mask, load_image, pixels_id
+from mnemoscope.data.images import decode, decode_masked, load_image, pixels_id
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.data.references import CACHED, References
 from mnemoscope.errors import InputError
@@ -99,7 +99,7 @@ def test_rows_are_those_of_the_table(tmp_path):
     assert row["prompt_ids"] == ["t", "u"]
     assert row["digest"] == load_image(path).digest
     torch.testing.assert_close(decode(row["image"]), found[0].pixels, atol=0.51 / 255, rtol=0)
-    assert torch.equal(decode_mask(row["image"]), mask)
+    assert torch.equal(decode_masked(row["image"])[1], mask)
     assert list(found.rows([])) == []
 
 

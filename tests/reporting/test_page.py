@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mnemoscope.core.stats import wilson
-from mnemoscope.data.images import decode, decode_mask, thumbnail
+from mnemoscope.data.images import decode, decode_masked, thumbnail
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import Record
 from mnemoscope.reporting import argument, compare, figures, report
@@ -394,7 +394,7 @@ def test_a_mask_does_not_hide_part_of_a_training_image() -> None:
     )  # fmt: skip
     detail = Details.of(shown, tables, {}, empty, redact=False).of_prompt(0, None)
     image = base64.b64decode(detail["own"][0]["image"])
-    assert decode_mask(image) is None
+    assert decode_masked(image)[1] is None
     assert torch.equal(decode(image), decode(thumbnail(pixels)))
 
 

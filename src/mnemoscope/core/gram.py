@@ -40,7 +40,9 @@ NAMES = (*TAPE, "target", "mean", "other")
 PAIRS = tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i:])
 """The 45 products, upper triangle, row by row."""
 
-Coefficients = Float[Tensor, "sample call name"]
+Coefficients = dict[str, Tensor]
+"""Weight of each named vector: one number, one a call, or one a sample and call, float64."""
+
 Vector = str | Mapping[str, "float | Tensor"]
 """A named vector, a derived one (`DERIVED`), or a linear combination of any of these as a mapping
 from name to weight, e.g. ``{"target": 1, "mean": -1}``."""
@@ -204,24 +206,20 @@ class Gram:
         return replace(self, level=level, products=torch.cat([self.products[:, 1:], last], dim=1))
 
     def coefficients(self, vector: Vector) -> Coefficients:
-        """Write a vector as a linear combination of the named ones.
+        """Write a vector as a linear combination of the named ones, by name.
 
         Raises:
             NeedsError: If a name is neither recorded nor derived.
         """
-        samples, calls = self.products.shape[:2]
         if not isinstance(vector, str):
-            total = torch.zeros(samples, calls, len(self.names), dtype=torch.float64)
+            total: Coefficients = {}
             for name, weight in vector.items():
                 scale = torch.as_tensor(weight, dtype=torch.float64)
-                # One a call, or one a sample and call.
-                scale = scale[..., None] if scale.ndim else scale
-                total = total + scale * self.coefficients(name)
+                for part, share in self.coefficients(name).items():
+                    total[part] = total.get(part, 0) + scale * share
             return total
         if vector in self.names:
-            unit = torch.zeros(len(self.names), dtype=torch.float64)
-            unit[self.names.index(vector)] = 1
-            return unit.expand(samples, calls, len(self.names))
+            return {vector: torch.ones((), dtype=torch.float64)}
         alpha, sigma = self.level
         match vector:
             case "gap":
@@ -235,11 +233,15 @@ class Gram:
 
     def inner(self, a: Vector, b: Vector) -> Float[Tensor, "sample call"]:
         """Return <a, b>."""
-        left, right = self.coefficients(a), self.coefficients(b)
-        # An absent vector's products are NaN, and 0·NaN is NaN: only names in use may take part.
-        used = ((left != 0) | (right != 0)).any(dim=0).any(dim=0)
-        products = self.products[:, :, used][:, :, :, used]
-        return torch.einsum("sci,scij,scj->sc", left[..., used], products, right[..., used])
+        total = torch.zeros(self.products.shape[:2], dtype=torch.float64)
+        right = self.coefficients(b)
+        for i, left in self.coefficients(a).items():
+            for j, weight in right.items():
+                # An absent vector's products are NaN, and 0·NaN is NaN: what has no weight at any
+                # call takes no part.
+                if (scale := left * weight).any():
+                    total += scale * self.products[:, :, self.names.index(i), self.names.index(j)]
+        return total
 
     def square(self, a: Vector) -> Float[Tensor, "sample call"]:
         """Return ||a||², clamped at 0 where rounding would leave it negative."""

@@ -7,7 +7,7 @@ Formulas::
     reference_id = first 16 hex digits of the SHA-256 of the pixels, rounded to 8 bits
 
 Contents: `load_image` and `load_mask` read files that may be broken or hostile; `fit` brings pixels
-to a size; `thumbnail`, `decode` and `decode_mask` put them into a table and take them out again.
+to a size; `thumbnail`, `decode` and `decode_masked` put them into a table and take them out again.
 """
 
 import hashlib
@@ -231,19 +231,20 @@ def decode(data: bytes) -> Pixels:
         raise InputError(f"a stored picture is damaged: {error}") from error
 
 
-def decode_mask(data: bytes) -> Mask | None:
-    """Return the mask of a stored picture, or None where it holds none.
+def decode_masked(data: bytes) -> tuple[Pixels, Mask | None]:
+    """Return the pixels of a stored picture and its mask, None where it holds none.
 
     Raises:
         InputError: If the bytes are no picture.
     """
     try:
         picture = _loaded(_opened(data, "a stored picture"))
+        pixels = _tensor(picture.convert("RGB"))
     except _DAMAGED as error:
         raise InputError(f"a stored picture is damaged: {error}") from error
     if picture.mode != "RGBA":
-        return None
-    return torch.from_numpy(np.asarray(picture)[..., 3] / np.float32(255))
+        return pixels, None
+    return pixels, torch.from_numpy(np.asarray(picture)[..., 3] / np.float32(255))
 
 
 def _named(source: ImageSource) -> str:

@@ -89,6 +89,8 @@ class CapturedDenoiser:
         pack: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
     ) -> None:
         self.network = network
+        # A network of diffusers searches itself anew whenever it is asked.
+        self.dtype: torch.dtype = network.dtype
         self.kind: Kind = kind
         self.state = state
         self.clock: Clock = clock
@@ -98,7 +100,7 @@ class CapturedDenoiser:
 
     def __call__(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         """Return the raw output for states in the form the network is shown."""
-        own = self.network.dtype
+        own = self.dtype
         given: dict[str, Any] = dict(condition.fixed)
         for name, part in condition.parts.items():
             if name != ROWS:

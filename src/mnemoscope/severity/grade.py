@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mnemoscope.data.images import Pixels, decode, decode_mask
+from mnemoscope.data.images import Pixels, decode, decode_masked
 from mnemoscope.errors import ModelError
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.severity.null import (
@@ -340,7 +340,8 @@ def assess(
         and that of a recipe's samples "MEASURE:generated".
     """
     shown, templates = _first_picture(run), _templates(run)
-    pictures, kin = _Stored(run), _kin(run, templates)
+    size = (0, 0) if shown is None else (shown.shape[1], shown.shape[2])
+    pictures, kin = _Stored(run, size), _kin(run, templates)
     made = _generated(run)
     nulls: list[Null] = []
     for measure in _measures(run):
@@ -353,7 +354,6 @@ def assess(
         if shown is None:
             nulls += nothing
             continue
-        size = shown.shape[1], shown.shape[2]
         index = similarity.index(pictures)
         fitted = measured_nulls(index, pictures, kin, size, measure=measure, rate=rate)
         nulls += fitted
@@ -390,13 +390,27 @@ KEYS = ("prompt_id", "seed", "recipe", "guidance")
 """What names a sample, and its guidance scale."""
 
 
-class _Stored(Sequence[Reference]):
-    """The training images of a run, decoded as each is taken; the part read last is held."""
+HELD = 2**28
+"""Most bytes of decoded training images that are held while measures take turns."""
 
-    def __init__(self, run: Parted) -> None:
+
+class _Stored(Sequence[Reference]):
+    """The training images of a run, decoded as each is taken.
+
+    The part read last is held; where all images have room, every measure finds them decoded.
+
+    Args:
+        run: The run.
+        size: Height and width of its samples; a stored image is about as large.
+    """
+
+    def __init__(self, run: Parted, size: tuple[int, int]) -> None:
         units = run.units("references")
         self.units, self.ends = list(units), list(accumulate(units.values()))
         self.part = lru_cache(1)(lambda unit: run.part("references", unit))
+        # Every measure takes them in turn, so that some of them would never be met again.
+        fits = len(self) * 3 * 4 * math.prod(size) <= HELD
+        self.taken = lru_cache(len(self) if fits else 1)(self._take)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -411,12 +425,14 @@ class _Stored(Sequence[Reference]):
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
         # A sequence ends where its index is out of range.
-        at = range(len(self))[at]
+        return self.taken(range(len(self))[at])
+
+    def _take(self, at: int) -> Reference:
         place = bisect_right(self.ends, at)
         part = self.part(self.units[place])
         row = at - self.ends[place] + part.num_rows
-        data = part["image"][row].as_py()
-        return Reference(part["reference_id"][row].as_py(), decode(data), decode_mask(data))
+        pixels, mask = decode_masked(part["image"][row].as_py())
+        return Reference(part["reference_id"][row].as_py(), pixels, mask)
 
 
 @dataclass(frozen=True)
