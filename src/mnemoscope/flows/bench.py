@@ -51,6 +51,7 @@ from mnemoscope.ranking.rank import Ranking, rank
 from mnemoscope.reporting.board import PAIRS, Place
 from mnemoscope.reporting.board import picture as place_detectors
 from mnemoscope.reporting.figures import save
+from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, open_run
 from mnemoscope.runs.records import sealed, write_atomically
 from mnemoscope.runs.tables import TABLES
@@ -91,7 +92,7 @@ class Leaderboard:
 
 
 @dataclass(frozen=True)
-class Benchmark(Recipe, Source):
+class Benchmark(Execution, Recipe, Source):
     """What to rank. Every field is an option of `mnemoscope bench detectors`."""
 
     prompts: str | Path | None = option(
@@ -139,7 +140,10 @@ class Benchmark(Recipe, Source):
         return cls(**values_of(cls, options))
 
 
-PASSED_ON = ("scheduler", "steps", "eta", "intervention", "seeds", "batch")
+PASSED_ON = (
+    "scheduler", "steps", "eta", "intervention", "seeds", "batch",
+    *(f.name for f in fields(Execution)),
+)  # fmt: skip
 """Options that both the study and the detection of a benchmark are given."""
 
 

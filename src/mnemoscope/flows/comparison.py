@@ -52,6 +52,7 @@ from mnemoscope.ranking.outcomes import Comparison, Outcome, Values, compare
 from mnemoscope.reporting.figures import save
 from mnemoscope.reporting.fronts import fronts
 from mnemoscope.runs.execute import Rows, Unit
+from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
 from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
@@ -68,7 +69,7 @@ MEMORIZED, OTHERS = "memorized", "others"
 
 
 @dataclass(frozen=True)
-class Comparing(Recipe, Source):
+class Comparing(Execution, Recipe, Source):
     """What to compare. Every field is an option of `mnemoscope bench mitigations`."""
 
     prompts: str | Path | None = option(
@@ -290,7 +291,7 @@ def _study(asked: Comparing, kind: type[Any], folder: str, **more: Any) -> Any:
     """Return the study of one part of a comparison."""
     passed = ("scheduler", "steps", "eta", "noise", "seed", "seeds", "batch", "subset", "prompts")
     return kind(
-        **{f.name: getattr(asked, f.name) for f in fields(Source)},
+        **{f.name: getattr(asked, f.name) for f in (*fields(Source), *fields(Execution))},
         **{name: getattr(asked, name) for name in passed},
         guidance=(asked.guidance,),
         probes=False,

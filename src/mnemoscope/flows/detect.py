@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mnemoscope.evidence.gather import gather, sit
 from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.evidence.sitting import told
 from mnemoscope.flows.options import (
+    Named,
     brought,
     given,
     listed,
@@ -51,7 +53,9 @@ from mnemoscope.options import option
 from mnemoscope.ranking.metrics import FPR
 from mnemoscope.reporting.export import csv
 from mnemoscope.reporting.scores import RECOMMENDED
-from mnemoscope.runs.execute import UNIT, Rows, Unit, chunk_of, execute, size_of, units_of
+from mnemoscope.runs.crew import Make
+from mnemoscope.runs.execute import UNIT, Rows, Unit, chunk_of, size_of, units_of
+from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.runs.folder import Run, Writer, open_run
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.records import write_atomically
@@ -69,7 +73,7 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Detection(Recipe, Source):
+class Detection(Execution, Recipe, Source):
     """What to score. Every field is an option of `mnemoscope detect`."""
 
     noise: str = option(
@@ -279,7 +283,8 @@ def detect(
         known = opened(model, asked)
         before = _earlier(asked) if isinstance(earlier, str) else earlier
         with tqdm(total=len(held), unit="prompt", disable=not progress, delay=DELAY) as bar:
-            worker = DetectionWorker(asked, known, chosen, held, folder, earlier=before)
+            words = word_frequency(held) if Text() in union(chosen) else None
+            worker = DetectionWorker(asked, known, chosen, folder, words, earlier=before)
             scale = worker.held_to(reference, false_positives)
             _score_all(worker, held, folder, notify or (lambda line: None), bar)
         return _read(open_run(folder), worker, scale)
@@ -343,8 +348,8 @@ class DetectionWorker:
         detection: What to score, its detectors by name.
         model: The model.
         detectors: The detectors.
-        prompts: The list, in which words are counted where a detector asks for it.
         folder: Where to; units are as they were begun there.
+        frequency: How often the list has each word, where a detector asks for it.
         tick: Told after every network call how many rows it evaluated.
         earlier: An earlier checkpoint of the model.
     """
@@ -354,8 +359,8 @@ class DetectionWorker:
         detection: Detection,
         model: Model,
         detectors: Sequence[Detector],
-        prompts: PromptList,
         folder: Path,
+        frequency: Mapping[str, float] | None = None,
         tick: Progress | None = None,
         earlier: Model | None = None,
     ) -> None:
@@ -368,7 +373,8 @@ class DetectionWorker:
         self.pieces = union(self.detectors)
         self.bank = Bank(model, recipe, detection.seeds, detection.batch, tick, earlier)
         self.length = path_calls(self.pieces, self.bank.calls)
-        self.frequency = word_frequency(prompts) if Text() in self.pieces else None
+        self.folder = folder
+        self.frequency = frequency
         usual = chunk_of(
             batch=self.bank.batch,
             seeds=self.bank.seeds,
@@ -386,8 +392,22 @@ class DetectionWorker:
         seeds, recipe = self.bank.seeds, self.bank.recipe
         return reference.held(names, self.model.digest, recipe, seeds, rate)
 
-    def warm(self) -> None:
-        """Compute what depends on no prompt."""
+    def elsewhere(self) -> Make:
+        """Return what makes the same worker in another process.
+
+        Raises:
+            ModelError: If its model cannot be named there.
+        """
+        earlier = None if self.earlier is None else Named.of(self.earlier)
+        models = Named.of(self.model), earlier
+        return partial(_again, self.detection, models, self.detectors, self.folder, self.frequency)
+
+    def credit(self, rows: int) -> None:
+        """Count rows that the network evaluated elsewhere."""
+        self.bank.network.count(rows)
+
+    def _warm(self) -> None:
+        """Compute what depends on no prompt, so that no prompt pays for it."""
         if self.length and self.bank.knows_start:
             self.bank.unconditional_of_seeds(0)
         for piece in self.pieces:
@@ -419,6 +439,7 @@ class DetectionWorker:
 
     def gather(self, unit: Unit) -> tuple[Sat, pa.Table]:
         """Gather the union of what detectors need."""
+        self.bank.keep("warm", self._warm)
         spent: dict[Piece[Any], float] = {}
         sitting = sit(
             self.bank,
@@ -453,6 +474,20 @@ class DetectionWorker:
         }
 
 
+def _again(
+    detection: Detection,
+    models: tuple[Named, Named | None],
+    detectors: tuple[Detector, ...],
+    folder: Path,
+    frequency: Mapping[str, float] | None,
+    tick: Progress,
+) -> DetectionWorker:
+    """Make a worker in another process."""
+    model, earlier = models
+    before = None if earlier is None else earlier.load()
+    return DetectionWorker(detection, model.load(), detectors, folder, frequency, tick, before)
+
+
 def _score_all(
     worker: DetectionWorker, prompts: PromptList, folder: Path, say: Notify, bar: Any
 ) -> None:
@@ -467,21 +502,16 @@ def _score_all(
             writer.append("inputs", {"recipes": TABLES["recipes"].of_rows([bank.recipe.row])})
         say(_price(worker, prompts))
         with writer.noting(manifest):
-            begun = False
             units = units_of(prompts, [bank.recipe], worker.chunk)
 
             def left() -> Iterator[Unit]:
-                nonlocal begun
                 for unit in units:
                     if unit.name in done:
                         bar.update(len(unit.prompts))
-                        continue
-                    if not begun:
-                        worker.warm()
-                        begun = True
-                    yield unit
+                    else:
+                        yield unit
 
-            execute(
+            executor_of(worker.detection)(
                 writer,
                 worker,
                 left(),

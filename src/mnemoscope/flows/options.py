@@ -1,12 +1,12 @@
 """What the options of several flows share: reading them from text, and naming a model and a list.
 
 Contents: `values_of`, `brought`, `given`, `resolved`, `recipe_of`, `listed`, `loaded`, `name_of`,
-`opened` and `as_model`.
+`opened`, `as_model`, and `Named`, a model for another process.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mnemoscope.mitigations import parse
 from mnemoscope.models.base import Model
 from mnemoscope.models.load import load_model
 from mnemoscope.models.source import Source
+from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 
@@ -76,8 +77,8 @@ def brought(options: Any) -> None:
     """Bring the values of a frozen dataclass of options to their types, and refuse what is none.
 
     Raises:
-        InputError: If a number is too small, several values repeat one or are none, or the model is
-            no name.
+        InputError: If a number is too small, several values repeat one or are none, the model is
+            no name, or there is no such executor.
     """
     for f in fields(options):
         value = getattr(options, f.name)
@@ -108,6 +109,8 @@ def brought(options: Any) -> None:
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} given; expected at least 1")
+    if isinstance(options, Execution):
+        executor_of(options)
 
 
 def of_one_kind(options: Any) -> None:
@@ -181,6 +184,47 @@ def opened(model: Any, options: Source) -> Model:
             f"{name_of(model)!r} is loaded already; give {', '.join(asked)} to load_model"
         )
     return as_model(model)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model for another process: where it is loaded from, and which weights are expected.
+
+    Attributes:
+        source: Where it comes from.
+        digest: SHA-256 of its weights.
+    """
+
+    source: Source
+    digest: str
+
+    @classmethod
+    def of(cls, model: Model) -> "Named":
+        """Name a model.
+
+        Raises:
+            ModelError: If it was made of a live object.
+        """
+        if model.source is None:
+            raise ModelError(
+                f"{name_of(model)!r} was made of a live object, and another process has nothing "
+                "to load it from; give the model by its name, or --executor inline"
+            )
+        return cls(model.source, model.digest)
+
+    def load(self) -> Model:
+        """Load the model.
+
+        Raises:
+            ModelError: If it is not there, or is another.
+        """
+        model = load_model(self.source)
+        if model.digest != self.digest:
+            raise ModelError(
+                f"{self.source.model!r} has other weights in a worker's process than in its "
+                "driver's; give all machines the same files"
+            )
+        return model
 
 
 def as_model(model: Any) -> Model:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mnemoscope.evidence.pieces.text import Text, word_frequency
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.evidence.sitting import told
 from mnemoscope.flows.options import (
+    Named,
     as_model,
     brought,
     given,
@@ -61,17 +62,18 @@ from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
+from mnemoscope.runs.crew import Make
 from mnemoscope.runs.execute import (
     UNIT,
     Rows,
     Unit,
     chunk_of,
     chunks,
-    execute,
     size_of,
     units_of,
 )
-from mnemoscope.runs.folder import CONSTANT, Run, Writer
+from mnemoscope.runs.executors import Execution, executor_of
+from mnemoscope.runs.folder import CONSTANT, Run, Writer, begun
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.batching import attempt
@@ -97,7 +99,7 @@ PICTURES = 256
 
 
 @dataclass(frozen=True)
-class Study(Sampling, Source):
+class Study(Execution, Sampling, Source):
     """What to do. Every field is an option of `mnemoscope study`, with this default and help."""
 
     guidance: tuple[float, ...] = option(
@@ -214,10 +216,10 @@ def run(
                 say(f"{every - len(left)} of {every} units are on disk already")
             with writer.noting(manifest):
                 _write_inputs(writer, worker, prompts, done)
-                worker.mean_from(writer, manifest)
+                worker.mean_from(writer)
                 bar.reset(worker.calls(prompts) * len(left) // max(every, 1))
                 todo = (unit for unit in worker.units(prompts) if unit.name not in done)
-                execute(writer, worker, todo, overlap=model.device.type != "cpu")
+                executor_of(study)(writer, worker, todo, overlap=model.device.type != "cpu")
                 (derive or derived)(writer, manifest, measures)
             return writer.close(manifest, "complete")
 
@@ -265,15 +267,33 @@ class StudyWorker:
     def know(
         self, prompts: PromptList, references: References, measures: Mapping[str, Similarity]
     ) -> None:
-        """Take in the list's words where one asks, and make its images ready for every measure."""
+        """Take in the list: its words where one asks, and its images."""
         asked = Text() in union(self.detectors)
         self.frequency = word_frequency(prompts) if asked else None
-        self.references = references
         self.files = [digest for m in measures.values() if (digest := getattr(m, "digest", ""))]
         self.swapped = swapped(prompts, references)
+        self.compare_with(references, measures)
+
+    def compare_with(self, references: References, measures: Mapping[str, Similarity]) -> None:
+        """Make images ready for every measure."""
+        self.references = references
         self.indices: dict[str, Index] = {
             name: measure.index(references) for name, measure in measures.items()
         }
+
+    def elsewhere(self) -> Make:
+        """Return what makes the same worker in another process.
+
+        Raises:
+            ModelError: If its model cannot be named there.
+        """
+        state = {"frequency": self.frequency, "swapped": self.swapped}
+        told = self.study, Named.of(self.model), self.detectors, self.references
+        return partial(_again, type(self), told, state)
+
+    def credit(self, rows: int) -> None:
+        """Count rows that the network evaluated elsewhere."""
+        self.first.network.count(rows)
 
     def pieces(self, first: bool) -> tuple[Piece[Any], ...]:
         """Return what is gathered at a recipe; the first one is also probed off the path."""
@@ -361,15 +381,15 @@ class StudyWorker:
             },
         )
 
-    def mean_from(self, writer: Writer, manifest: Manifest) -> None:
+    def mean_from(self, writer: Writer) -> None:
         """Take the reference mean from the run, or compute it and leave it there."""
-        held = Run(writer.path, manifest)
+        held = Run(writer.path, begun(writer.path))
         if not held.constants:
             w0, wT = self.first.exact
             constants = {"w0": w0[1:], "wT": wT[1:]}
             mean = reference_mean(self.first)
             writer.write_constants(constants if mean is None else constants | {"mean": mean})
-            held = Run(writer.path, manifest)
+            held = Run(writer.path, held.manifest)
         for bank in self.banks.values():
             bank.mean = held.mean
 
@@ -443,6 +463,21 @@ class StudyWorker:
         if self.detectors:
             rows["scores"] = unscored(self.detectors, unit.prompts, bank, reason)
         return rows
+
+
+def _again(
+    kind: type[StudyWorker],
+    told: tuple[Study, Named, tuple[Detector, ...], References],
+    state: Mapping[str, Any],
+    tick: Progress,
+) -> StudyWorker:
+    """Make a worker in another process; what took a pass over the list is taken as it was found."""
+    study, named, detectors, references = told
+    worker = kind(study, named.load(), detectors, tick)
+    vars(worker).update(state)
+    worker.compare_with(references, {name: _similarity(study, name) for name in study.similarity})
+    worker.mean_from(Writer(Path(study.out)))
+    return worker
 
 
 def _update(bar: Any, rows: int) -> None:

@@ -2,13 +2,13 @@
 
 A unit is some prompts of a list at one recipe, a picklable value. A worker gathers evidence about
 it on the model's device, then reduces that to rows; on an accelerator the rows of one unit are made
-and written while the next is gathered. Executors differ in where the work is done and in nothing
-else.
+and written while the next is gathered. An executor is whatever is called as `execute` is, which
+does the work in this process; executors differ in where the work is done and in nothing else.
 
 A unit that fails is halved until the prompt at fault stands alone; it is marked, and the run goes
 on. What was said on purpose (`MnemoscopeError`) concerns all prompts, and ends it.
 
-Contents: `Unit`, `chunk_of` and `size_of`, `units_of`, `Worker`, `execute`.
+Contents: `Unit`, `chunk_of` and `size_of`, `units_of`, `Worker`, `Executor`, `execute`, `given_up`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +82,23 @@ class Worker(Protocol):
 
     def failed(self, unit: Unit, error: Exception) -> Rows:
         """Make the rows of a unit of one prompt that cannot be done."""
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Whatever has units done; called as `execute`."""
+
+    def __call__(
+        self,
+        writer: Writer,
+        worker: Any,
+        units: Iterable[Unit],
+        *,
+        overlap: bool = False,
+        done: Callable[[Unit], None] | None = None,
+    ) -> None:
+        """Have units done, and each committed."""
         ...
 
 
@@ -200,5 +217,14 @@ def _rows(worker: Worker, unit: Unit) -> Rows:
         worker.failed(unit.part(some), found) if isinstance(found, Exception) else found
         for some, found in attempt(range(len(unit.prompts)), work)
     ]
+    return _joined(parts)
+
+
+def given_up(worker: Worker, unit: Unit, error: Exception) -> Rows:
+    """Make the rows of a unit that cannot be done, every prompt marked."""
+    return _joined([worker.failed(unit.part([at]), error) for at in range(len(unit.prompts))])
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: pa.concat_tables(part[name] for part in parts if name in part) for name in names}

@@ -7,6 +7,7 @@ Layout::
     TABLE/UNIT.parquet          one immutable part a table and unit of work
     commits/UNIT.json           SHA-256 and rows of each part of a unit, written after all of them
     constants.safetensors       the reference mean and the exact unguided path, unit `constants`
+    .lock, .holder              held by one process, and which; others write only on its behalf
 
 Every file is written under another name in its folder, synced, renamed, and the folder synced;
 manifest and commits carry their own digest. A unit without a commit was never finished: its parts
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +56,8 @@ from mnemoscope.runs.records import read_bytes, sealed, sync_folder, unsealed, w
 from mnemoscope.runs.tables import SCHEMA, TABLES, Table, table_named
 
 MANIFEST, COPY, LOCK = "manifest.json", "manifest.copy.json", ".lock"
+HOLDER = ".holder"
+"""File that names the process which holds the lock: whoever works for another one stops."""
 CONSTANTS, COMMITS = "constants.safetensors", "commits"
 CONSTANT = "constants"
 """Unit whose commit has the digest of the constants."""
@@ -384,13 +388,16 @@ def repair(path: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Writer:
-    """A run folder, open for writing by this process alone.
+    """A run folder, open for writing by the process that holds it, and by those that work for it.
 
     Attributes:
         path: The folder.
+        holder: Name of the process that holds it; what works for another writes nothing. Empty
+            where nothing of the kind is asked.
     """
 
     path: Path
+    holder: str = ""
 
     @classmethod
     @contextmanager
@@ -401,7 +408,7 @@ class Writer:
             RunError: If the folder is of another study, is in use, holds other things, or cannot
                 be written.
         """
-        writer = cls(path)
+        writer = cls(path, uuid4().hex)
         if path.exists() and not path.is_dir():
             raise RunError(f"{str(path)!r} is a file; a run needs a folder")
         there = (path / MANIFEST).exists() or (path / COPY).exists()
@@ -432,6 +439,7 @@ class Writer:
                     )
                 manifest.started = before.started
                 writer._set_damaged_aside(older=not before.units)
+            writer._write(Path(HOLDER), writer.holder.encode())
             writer._write(Path(COPY), sealed(manifest.told()))
             writer.write_manifest(manifest)
             yield writer
@@ -444,15 +452,40 @@ class Writer:
         """Write the parts of a unit, then its commit.
 
         Raises:
-            RunError: If a part cannot be written; what was there before stays as it was.
+            RunError: If a part cannot be written, or another process holds the folder by now; what
+                was there before stays as it was.
         """
+        self.ask()
         self._retract(unit)
         commit: Commit = {}
         for name, rows in parts.items():
             data = encode(table_named(name), rows)
             self._write(Path(name) / f"{unit}.parquet", data)
             commit[name] = _told(data, rows.num_rows)
+        self.ask()
         self._commit(unit, commit)
+
+    def ask(self) -> None:
+        """Ask whether this is the folder, and still held by the process that is worked for.
+
+        Raises:
+            RunError: If it is not.
+        """
+        if not self.holder:
+            return
+        try:
+            holder = read_bytes(self.path / HOLDER).decode()
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{str(self.path)!r} is not the run folder here that it is where the run was "
+                "begun; give an --out on storage that all machines share, by the same path"
+            ) from error
+        if holder != self.holder:
+            raise RunError(f"{str(self.path)!r} is held by another process by now")
+
+    def has(self, unit: str) -> bool:
+        """Tell whether a unit is committed."""
+        return (self.path / COMMITS / f"{unit}.json").exists()
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""

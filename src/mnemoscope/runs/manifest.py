@@ -22,7 +22,7 @@ UNASKED: dict[str, Any] = {"filmstrip": 0}
 
 FREE = (
     "batch", "device", "out", "prompt", "prompts", "model", "lora", "vae", "variant", "ordinary",
-    "false_positives", "sscd", "retry",
+    "false_positives", "sscd", "retry", "executor", "address", "share",
 )  # fmt: skip
 """Options that may differ when a run goes on: the same tables come out. What a model or a list is
 called does not matter; what it holds does, and has a digest."""

@@ -1,0 +1,91 @@
+"""Where the work is done makes no difference to what is found; what cannot be sent is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mnemoscope.errors import InputError, ModelError
+from mnemoscope.flows.detect import Detection, detect
+from mnemoscope.flows.options import Named
+from mnemoscope.flows.study import Study, run
+from mnemoscope.models import load_model
+from mnemoscope.models.oracle import gaussian
+from mnemoscope.runs.folder import open_run
+
+PROMPTS = ["target 0", "target 1", "never seen", "target 2", "target 3"]
+TABLES = ("samples", "gram", "convergence", "similarities", "severity", "scores", "prompts")
+
+
+@pytest.fixture
+def listed(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+def study(listed, out, **changes):
+    options = {
+        "model": "oracle:memorizer", "prompts": listed, "seeds": 2, "steps": 3, "batch": 4,
+        "guidance": (1.0, 7.5), "similarity": ("l2",), "device": "cpu", "out": out,
+    }  # fmt: skip
+    return run(Study(**(options | changes)))
+
+
+def content(run, names):
+    """Return what tables say, times aside; a text knows that NaN equals NaN."""
+    tables = {name: run.table(name) for name in names}
+    return {
+        name: repr(rows.select([c for c in rows.column_names if c != "seconds"]).to_pylist())
+        for name, rows in tables.items()
+    }
+
+
+def test_a_study_in_several_processes_is_the_same_study(listed, tmp_path):
+    one = study(listed, tmp_path / "one")
+    two = study(listed, tmp_path / "two", executor="local:2")
+    assert content(two, TABLES) == content(one, TABLES)
+    assert two.manifest.samples == one.manifest.samples == {"ok": 20}
+    for name, values in one.constants.items():
+        assert torch.equal(two.constants[name], values)
+
+
+def test_a_detection_in_several_processes_is_the_same_detection(listed, tmp_path):
+    options = {"detectors": ("gap_norm", "consensus_energy"), "seeds": 2, "steps": 3, "batch": 4}
+    one = detect("oracle:memorizer", listed, out=tmp_path / "one", **options)
+    two = detect("oracle:memorizer", listed, out=tmp_path / "two", executor="local:2", **options)
+    assert content(open_run(tmp_path / "two"), ("scores", "prompts")) == content(
+        open_run(tmp_path / "one"), ("scores", "prompts")
+    )
+    # Each of two workers computes the half of the first call that prompts share.
+    assert two.network_calls == one.network_calls + 2
+
+
+def test_another_executor_goes_on_with_a_run(listed, tmp_path):
+    first = study(listed, tmp_path / "run")
+    (tmp_path / "run" / "commits" / "severity.json").unlink()
+    again = study(listed, tmp_path / "run", executor="local", share=0.5)
+    assert content(again, TABLES) == content(first, TABLES)
+
+
+@pytest.mark.parametrize("executor", ["local", "local:2"])
+def test_a_model_without_a_name_is_refused_before_anything_is_done(tmp_path, executor):
+    model = gaussian(torch.zeros(3, 8, 8), 0.5)
+    with pytest.raises(ModelError, match="made of a live object"):
+        detect(model, PROMPTS, seeds=2, steps=3, executor=executor, out=tmp_path / "run")
+    assert not open_run(tmp_path / "run").units("scores")
+
+
+def test_other_weights_under_the_same_name_are_refused():
+    named = Named.of(load_model("oracle:memorizer"))
+    assert named.load().digest == named.digest
+    with pytest.raises(ModelError, match="has other weights in a worker's process"):
+        replace(named, digest="0" * 64).load()
+
+
+@pytest.mark.parametrize("kind", [Study, Detection])
+def test_an_executor_that_is_none_is_refused_with_the_options(kind):
+    with pytest.raises(InputError, match="Did you mean 'local'"):
+        kind(executor="locals")
+    with pytest.raises(InputError, match="share"):
+        kind(executor="local", share=-1)
