@@ -583,7 +583,7 @@ ELSEWHERE = {
     "16 released code": "tests/test_released.py, benchmarks/released.py",
     "17 statistics": "tests/severity, tests/mechanism",
     "18 older folders": "tests/runs/test_older.py, test_damage.py",
-    "19 workers that are killed": "there are no workers yet",
+    "19 workers that are killed": "benchmarks/chaos.py, tests/runs/test_crew.py, test_processes.py",
 }
 """Rows of the plan that are held by tests alone."""
 

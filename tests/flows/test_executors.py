@@ -57,8 +57,8 @@ def test_a_detection_in_several_processes_is_the_same_detection(listed, tmp_path
     assert content(open_run(tmp_path / "two"), ("scores", "prompts")) == content(
         open_run(tmp_path / "one"), ("scores", "prompts")
     )
-    # Each of two workers computes the half of the first call that prompts share.
-    assert two.network_calls == one.network_calls + 2
+    # Each worker that had a unit computed the half of the first call that prompts share.
+    assert two.network_calls - one.network_calls in (0, 2)
 
 
 def test_another_executor_goes_on_with_a_run(listed, tmp_path):
@@ -88,4 +88,4 @@ def test_an_executor_that_is_none_is_refused_with_the_options(kind):
     with pytest.raises(InputError, match="Did you mean 'local'"):
         kind(executor="locals")
     with pytest.raises(InputError, match="share"):
-        kind(executor="local", share=-1)
+        kind(executor="local", share=-1.0)

@@ -8,6 +8,7 @@ import pytest
 
 from mnemoscope.errors import InputError, RunError
 from mnemoscope.runs import crew as module
+from mnemoscope.runs.actors import Cluster
 from mnemoscope.runs.crew import STARTS, TRIES, Died, Order, Post, hand_out
 from mnemoscope.runs.execute import execute
 from mnemoscope.runs.executors import Execution, executor_of
@@ -214,6 +215,8 @@ def test_relative_paths_begin_where_the_driver_is(writer, tmp_path, monkeypatch)
         ("inline", execute),
         ("local", Local()),
         ("local:3", Local(3)),
+        ("ray", Cluster()),
+        ("ray:12", Cluster(12)),
     ],
 )
 def test_an_executor_is_named(name, wanted):
@@ -229,6 +232,8 @@ def test_an_executor_is_named(name, wanted):
         ({"executor": "local:-2"}, "at least 1"),
         ({"executor": "local:many"}, "at least 1"),
         ({"executor": "inline:2"}, "at least 1"),
+        ({"executor": "ray:0"}, "at least 1"),
+        ({"executor": "local", "address": "auto"}, "which --executor ray alone takes"),
         ({"executor": "local", "share": 0.0}, "share"),
         ({"executor": "local", "share": float("nan")}, "share"),
     ],

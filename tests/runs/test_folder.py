@@ -397,3 +397,26 @@ def test_constants_come_back_and_damage_is_noticed(tmp_path):
     with Writer.open(tmp_path, manifest()) as writer:
         assert writer.finished() == set()
     assert open_run(tmp_path).mean is None
+
+
+@pytest.mark.parametrize("lacks", ["replace", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_do_what_is_needed_is_refused(
+    tmp_path, monkeypatch, lacks, number
+):
+    def lacking(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module.os, lacks, lacking)
+    with pytest.raises(RunError, match="cannot lock, rename or sync"):
+        filled(tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("flock"), OSError(errno.EOPNOTSUPP, "no")])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, error):
+    def lacking(self, **options):
+        raise error
+
+    monkeypatch.setattr(module.FileLock, "acquire", lacking)
+    with pytest.raises(RunError, match="cannot lock, rename or sync"):
+        filled(tmp_path / "run")

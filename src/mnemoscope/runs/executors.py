@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from mnemoscope.errors import InputError, did_you_mean
 from mnemoscope.options import option
+from mnemoscope.runs.actors import Cluster
 from mnemoscope.runs.execute import Executor, execute
 from mnemoscope.runs.processes import Local
 
-EXECUTORS = ("inline", "local")
+EXECUTORS = ("inline", "local", "ray")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class Execution:
 
     executor: str = option(
         "inline",
-        "Where the work is done: inline in this process; local or local:N in N processes.",
+        "Where the work is done: inline in this process; local or local:N in N processes; ray or "
+        "ray:N by N actors of a Ray cluster.",
+    )
+    address: str | None = option(
+        None, "Address of the Ray cluster, such as auto; one of this machine alone if left."
     )
     share: float = option(
         1.0, "GPUs a worker takes, or cores where there is none; 0.5 puts two on one GPU."
@@ -38,12 +43,17 @@ def executor_of(asked: Execution) -> Executor:
         raise InputError(did_you_mean(asked.executor, EXECUTORS, "executor"))
     if number and (name == "inline" or not re.fullmatch("[1-9][0-9]{0,5}", number)):
         raise InputError(
-            f"executor {asked.executor!r} given; expected inline, or local:N with N workers, at "
-            "least 1"
+            f"executor {asked.executor!r} given; expected inline, local:N or ray:N with N workers, "
+            "at least 1"
         )
+    if asked.address is not None and name != "ray":
+        raise InputError(f"address {asked.address!r} is given, which --executor ray alone takes")
     # A comparison that NaN fails as well.
     if not 0 < asked.share < float("inf"):
         raise InputError(f"share {asked.share} given; expected a number above 0")
     if name == "inline":
         return execute
-    return Local(int(number) if number else None, asked.share)
+    count = int(number) if number else None
+    if name == "local":
+        return Local(count, asked.share)
+    return Cluster(count, asked.share, asked.address)

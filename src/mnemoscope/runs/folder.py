@@ -23,6 +23,7 @@ Contents: `Run` and `open_run` to read, `Writer` to write, `begun`, `repair`; `u
 `read_commit`, `read_manifest`, `read_part` and `read_constants` for what checks a folder.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -66,6 +67,9 @@ READ = (1, 2, SCHEMA)
 
 Commit = dict[str, dict[str, Any]]
 """SHA-256 and rows of what a unit wrote, by table; of the constants, under `CONSTANT`."""
+
+UNABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that lack an operation, as mounted object stores do."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -614,7 +618,13 @@ def _set_aside(path: Path) -> None:
 def _explained(target: Path) -> Generator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) or error.errno in UNABLE:
+            raise RunError(
+                f"the file system of {str(target)!r} cannot lock, rename or sync as a run folder "
+                f"needs it to survive what may happen: {error}. Give an --out on one that can (a "
+                "local disk, NFS, Lustre), and copy the finished folder to where it shall lie"
+            ) from error
         raise RunError(
             f"cannot write {str(target)!r}: {error.strerror or error}. What was finished before is "
             "intact; make room or choose another folder, and give the same command again"
