@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.errors import InputError, ModelError
@@ -108,3 +109,51 @@ def test_signs_are_signs_and_stay(oracle):
     assert one.shape == (2, 3, *oracle.latent_shape)
     assert set(one.unique().tolist()) == {-1.0, 1.0}
     assert not torch.equal(one, Bank(oracle, SHARED, 3).signs("divergence", 2))
+
+
+def test_given_noise_takes_the_place_of_what_is_drawn(oracle, tmp_path):
+    prompts = [Prompt("a", "target 0"), Prompt("b", "target 1")]
+    noise = torch.randn(3, *oracle.latent_shape, generator=torch.Generator().manual_seed(1))
+    path = str(tmp_path / "noise.safetensors")
+    save_file({"noise": noise}, path)
+    given = Recipe(scheduler="ddim", steps=5, noise=path)
+    bank = Bank(oracle, given, 2)
+    found = sit(bank, prompts, range(2), [PathRecord(1)])
+    assert torch.equal(found.noise, noise[:2].repeat(2, 1, 1, 1))
+    assert torch.equal(bank.shared_noise(), noise[:2])
+    assert bank.knows_start
+    # What shared noise draws, given, is the same path.
+    shared = Bank(oracle, SHARED, 2)
+    save_file({"noise": shared.shared_noise()}, tmp_path / "drawn.safetensors")
+    again = Bank(
+        oracle, Recipe(scheduler="ddim", steps=5, noise=str(tmp_path / "drawn.safetensors")), 2
+    )
+    one, other = (sit(b, prompts, range(2), [PathRecord(1)]) for b in (shared, again))
+    assert torch.equal(one.tape.v_c, other.tape.v_c)
+    assert not torch.allclose(one.tape.v_c, found.tape.v_c, atol=1e-3)
+
+
+def test_given_noise_is_known_by_its_content(oracle, tmp_path):
+    keys = []
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({"noise": torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))}, path)
+        keys.append(Recipe(noise=str(path)).key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"noise": torch.zeros(1, 4, 8, 8)}, r"has the shape \(1, 4, 8, 8\); 2 seeds of"),
+        ({"latents": torch.zeros(2, 4)}, r"holds latents \(2, 4\); expected a floating-point"),
+        ({"noise": torch.full((2, 4), torch.nan)}, "not finite"),
+    ],
+)  # fmt: skip
+def test_noise_that_fits_nothing_is_refused(oracle, tmp_path, tensors, told):
+    path = tmp_path / "noise.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=told):
+        Bank(oracle, Recipe(scheduler="ddim", steps=5, noise=str(path)), 2)
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        Recipe(noise=str(tmp_path / "missing.safetensors"))

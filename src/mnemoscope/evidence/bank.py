@@ -32,7 +32,7 @@ from mnemoscope.sampling.loop import (
     start_scale,
 )
 from mnemoscope.sampling.probes import predict
-from mnemoscope.sampling.recipe import Recipe, seed_of
+from mnemoscope.sampling.recipe import GIVEN, Recipe, given_noise, seed_of
 
 NOWHERE = -1
 """Index of a call that is not on the path."""
@@ -145,6 +145,20 @@ class Bank:
         self.earlier = None if earlier is None else self._before(earlier)
         self.mean: Float[Tensor, " d"] | None = None
         self._kept: dict[Any, Any] = {}
+        self._given = self._noise_given()
+
+    def _noise_given(self) -> dict[int, Float[Tensor, " *latent"]]:
+        """Return the given initial noise of every seed of a generator; none where it is drawn."""
+        if not self.recipe.noise.endswith(GIVEN):
+            return {}
+        noise, _ = given_noise(self.recipe.noise)
+        if len(noise) < self.seeds or noise.shape[1:] != tuple(self.model.latent_shape):
+            wanted = (self.seeds, *self.model.latent_shape)
+            raise InputError(
+                f"noise {self.recipe.noise!r} has the shape {tuple(noise.shape)}; {self.seeds} "
+                f"seeds of {self.model.name!r} need {wanted}"
+            )
+        return {self.recipe.sample_seed("", 0, s): noise[s] for s in range(self.seeds)}
 
     def _before(self, earlier: Model) -> Earlier:
         if tuple(earlier.latent_shape) != tuple(self.model.latent_shape):
@@ -163,7 +177,7 @@ class Bank:
     @property
     def shared(self) -> bool:
         """Return whether seed s means the same noise for every prompt."""
-        return self.recipe.noise == "shared"
+        return self.recipe.shared
 
     @property
     def calls(self) -> int:
@@ -255,10 +269,17 @@ class Bank:
         return [self.point(call) for call in calls]
 
     def noise(self, seeds: list[int]) -> tuple[Latents, list[torch.Generator]]:
-        """Draw unit noise, with the generators that go on to draw what a sampler injects."""
+        """Draw unit noise, with the generators that go on to draw what a sampler injects.
+
+        Where the recipe gives the noise of a seed, that takes the place of what is drawn.
+        """
         generators = generators_of(seeds)
         device = self.model.device
-        return initial_noise(generators, self.model.latent_shape, device=device), generators
+        noise = initial_noise(generators, self.model.latent_shape, device=device)
+        for row, seed in enumerate(seeds if self._given else ()):
+            if seed in self._given:
+                noise[row] = self._given[seed].to(noise)
+        return noise, generators
 
     def start(self, noise: Latents) -> Latents:
         """Return the states at the first call, unit form."""

@@ -177,7 +177,11 @@ _ALL = (
             Column("steps", pa.int32(), "sampler updates", "1"),
             Column("eta", pa.float64(), "multiplier of injected noise", "1"),
             Column("seed", pa.int64(), "seed that all noise derives from", "1"),
-            Column("noise", pa.string(), '"independent", "shared" or "fresh"'),
+            Column(
+                "noise",
+                pa.string(),
+                '"independent", "shared", "fresh", or "given" with the digest of the file',
+            ),
             Column("intervention", pa.string(), "what steers, with its settings", nullable=True),
         ),
     ),
