@@ -232,6 +232,8 @@ class NoiseDecomposition(Analysis):
         generated, noised = distances
         at = np.searchsorted(generated.calls, noised.calls)
         early = slice(1, max(2, (len(at) + 1) // 2))
+        if len(at) < 2:
+            return self.check(3, "not measured", None, "the targets were noised to one level only")
         ours = (
             generated.typical(record.memorized)[at][early],
             noised.typical(record.memorized)[early],
