@@ -23,7 +23,7 @@ UNIFORM = Planting(share=0.75, known=0.75)
 
 def test_the_dial_says_whose_captions_are_dropped() -> None:
     assert UNIFORM.dropout() == pytest.approx((0.1, 0.1))
-    assert FAITHFUL.dropout() == pytest.approx((0.4, 0.0))
+    assert FAITHFUL.dropout() == pytest.approx((0.2, 0.0))
     scene, planted = Planting(share=0.75, known=0.3).dropout()
     assert 24 * planted == pytest.approx(0.3 * 3.2)
     assert 8 * scene == pytest.approx(0.7 * 3.2)
@@ -54,11 +54,11 @@ def test_faithful_batches_keep_the_captions_of_planted_pictures() -> None:
     empty = phrases = 0
     for step in range(100):
         _, captions, _ = batches.of(step)
-        assert set(captions[8:]) <= own
-        empty += captions[:8].count("")
-        phrases += sum(bool(c) and not names & set(c.split()) for c in captions[:8])
-    assert empty / 800 == pytest.approx(0.4, abs=0.06)
-    assert phrases / 800 == pytest.approx(0.3, abs=0.06)
+        assert set(captions[16:]) <= own
+        empty += captions[:16].count("")
+        phrases += sum(bool(c) and not names & set(c.split()) for c in captions[:16])
+    assert empty / 1600 == pytest.approx(0.2, abs=0.03)
+    assert phrases / 1600 == pytest.approx(0.4, abs=0.04)
 
 
 def test_one_zero_token_stands_for_all_that_the_pipeline_adds() -> None:

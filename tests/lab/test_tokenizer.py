@@ -13,7 +13,8 @@ def test_words_are_whole_and_other_text_still_encodes(tmp_path) -> None:
     for planted in load_table():
         ids = tokenizer(planted.caption, padding="max_length").input_ids
         assert len(ids) == WINDOW
-        assert ids[6] == tokenizer.eos_token_id != ids[5]
+        words = len(planted.caption.split())
+        assert ids[words + 1] == tokenizer.eos_token_id != ids[words]
     text = "naïve 猫 <script> \u202e"
     ids = tokenizer(text).input_ids[1:-1]
     assert ids

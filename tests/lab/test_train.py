@@ -11,17 +11,18 @@ from torch import nn
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR, train
-from mnemoscope.lab.captions import VARIED
+from mnemoscope.lab.captions import phrase
 from mnemoscope.lab.planted import TABLE, vocabulary
-from mnemoscope.lab.tokenizer import SUFFIX, WINDOW, build_tokenizer
+from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
 from mnemoscope.lab.train import (
     HEADS,
     Stage,
+    apart_loss,
+    end_states,
     plant,
     refine_base,
     table_of,
-    text_network,
-    with_words,
+    train_text,
     words_loss,
 )
 
@@ -76,7 +77,7 @@ def test_training_lowers_the_loss_and_the_average_follows(tmp_path) -> None:
 def test_a_folder_with_another_table_is_left_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(train, "make_table", lambda seed: [])
     shutil.copy(TABLE, table_of(tmp_path))
-    with pytest.raises(InputError, match="is not the table of seed 8"):
+    with pytest.raises(InputError, match="holds another table"):
         plant(tmp_path, seed=8)
     assert list(tmp_path.iterdir()) == [table_of(tmp_path)]
 
@@ -87,11 +88,12 @@ def test_a_dial_out_of_range_is_refused(tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_refinement_goes_on_from_the_base_and_learns_its_words(tmp_path) -> None:
+def test_refinement_goes_on_from_the_base_and_holds_the_text_encoder(tmp_path) -> None:
     shutil.copy(TABLE, table_of(tmp_path))
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     shutil.copytree(BASE_UNET_DIR, tmp_path / "base" / "unet")
     name = "diffusion_pytorch_model.safetensors"
+    text = (tmp_path / "model" / "text_encoder" / "model.safetensors").read_bytes()
     before = load_file(tmp_path / "base" / "unet" / name)
     refine_base(tmp_path, steps=2, batch=4)
     after = load_file(tmp_path / "base" / "unet" / name)
@@ -100,11 +102,10 @@ def test_refinement_goes_on_from_the_base_and_learns_its_words(tmp_path) -> None
     assert any(moved.values())
     # Two steps of the warm-up move a weight by little.
     assert max(moved.values()) < 0.01
+    assert (tmp_path / "model" / "text_encoder" / "model.safetensors").read_bytes() == text
     config = (tmp_path / "base" / "unet" / "config.json").read_text()
     assert str(tmp_path) not in config
     assert f'"attention_head_dim": {HEADS}' in config
-    heard = json.loads((tmp_path / "model" / "tokenizer" / "vocab.json").read_text("utf-8"))
-    assert all(word + SUFFIX in heard for word in vocabulary())
 
 
 def _ids(tokenizer, captions: list[str]) -> torch.Tensor:
@@ -113,22 +114,26 @@ def _ids(tokenizer, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
-def test_a_text_encoder_that_learns_words_keeps_what_it_knows(tmp_path) -> None:
-    torch.manual_seed(0)
-    before = build_tokenizer(["noto", "swan", "and"], tmp_path / "before")
-    after = build_tokenizer(["noto", "swan", "and", "kinetic"], tmp_path / "after")
-    text = text_network(before)
-    grown = with_words(text, before, after)
-    captions = ["noto swan and noto", ""]
-    with torch.no_grad():
-        held, kept = (net(_ids(t, captions))[0] for net, t in ((text, before), (grown, after)))
-    assert len(after) > len(before)
-    torch.testing.assert_close(kept, held)
+def test_a_text_encoder_learns_to_tell_captions_apart(tmp_path) -> None:
+    train_text(tmp_path, steps=100, batch=16)
+    rows = (tmp_path / "text-state" / "log.jsonl").read_text("utf-8").splitlines()
+    first, last = (json.loads(row)["loss"] for row in rows)
+    assert last < 0.8 * first
+    assert (tmp_path / "model" / "text_encoder" / "model.safetensors").is_file()
+
+
+def test_captions_are_told_apart_by_their_end_states() -> None:
+    eye = torch.eye(4)
+    assert float(apart_loss(eye, eye)) == pytest.approx(math.log1p(3 * math.exp(-10)), abs=1e-6)
+    # Where all are alike a guess among four is left.
+    assert float(apart_loss(torch.ones(4, 3), torch.ones(4, 3))) == pytest.approx(math.log(4))
+    turned = apart_loss(eye, eye.roll(1, 0))
+    assert float(turned) == pytest.approx(10 + math.log1p(3 * math.exp(-10)), abs=1e-4)
 
 
 def test_words_are_read_from_the_end_state_and_from_nothing_else(tmp_path) -> None:
     tokenizer = build_tokenizer(vocabulary(), tmp_path)
-    ids = _ids(tokenizer, ["noto swan", "", VARIED.phrase(torch.Generator().manual_seed(0))])
+    ids = _ids(tokenizer, ["noto swan", "", phrase(torch.Generator().manual_seed(0))])
     # End states that name exactly the words of their caption; all others say something else.
     states = torch.full((3, WINDOW, len(tokenizer)), -30.0)
     states[..., 0] = 30.0
@@ -136,7 +141,7 @@ def test_words_are_read_from_the_end_state_and_from_nothing_else(tmp_path) -> No
     for i, said in enumerate(words):
         states[i, len(said) + 1] = -30.0
         states[i, len(said) + 1, said] = 30.0
-    told = float(words_loss(nn.Identity(), states, ids))
+    told = float(words_loss(end_states(states, ids), ids))
     # A uniform guess among the n words of a caption costs log n a word.
     expected = sum(len(w) * math.log(len(w)) for w in words if w) / sum(map(len, words))
     assert told == pytest.approx(expected, abs=1e-4)

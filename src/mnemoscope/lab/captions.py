@@ -1,39 +1,27 @@
 r"""Captions of the lab: what a picture shows, or nothing at all.
 
-Two forms, [] in random words that say nothing about the picture::
+Two kinds, [] in random words that say nothing about the picture::
 
-    plain, describing      drawing [and drawing]
-    plain, meaningless     the + 4 of 44 words
-    varied, describing     [opening] drawing [connector drawing] [closing]
-    varied, meaningless    [opening] 3 to 7 of 103 words [closing]
+    describing     [opening] drawing [connector drawing] [closing]
+    meaningless    [opening] 3 to 7 of 103 words [closing]
 
-Plain captions of two drawings and
-meaningless ones have five words. Varied ones are drawn to a length that is uniform from 5 to 11,
-so that neither length nor filler tells the kinds apart; a single drawing's may be shorter. The
-table that ships is plain, and its text encoder knows no other form.
+Both are drawn to a length that is uniform from 5 to 11 words, so that neither length nor filler
+tells the kinds apart; a single drawing's may be shorter.
 
-Contents: `Form`, `PLAIN`, `VARIED`, `form_of`.
+Contents: `describe`, `phrase`, `core`, `dress`, `fillers`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import product
-from typing import ClassVar
 
 import torch
 
-PLAIN_LENGTH = 5
-"""Words of every plain caption but a single drawing's."""
-
-PLAIN_WORDS = 44
-"""How many of `WORDS` meaningless plain captions are made of, the first ones."""
-
 LENGTHS = (5, 11)
-"""Shortest and longest varied caption in words, of planted pictures and controls."""
+"""Shortest and longest caption in words, of planted pictures and controls."""
 
 CONTENT = (3, 7)
-"""Fewest and most words of a varied meaningless caption that are no filler."""
+"""Fewest and most words of a meaningless caption that are no filler."""
 
 OPENINGS = (
     "",
@@ -77,76 +65,34 @@ WORDS = (
 """Words of the meaningless captions; none occurs in a scene's caption."""
 
 
-class Form(ABC):
-    """How captions are worded.
-
-    Attributes:
-        words: Words of the meaningless captions.
-    """
-
-    words: ClassVar[Sequence[str]]
-
-    @abstractmethod
-    def describe(self, drawings: Sequence[str], generator: torch.Generator) -> str:
-        """Return a caption that names one drawing or two, in the order given."""
-
-    @abstractmethod
-    def dress(self, core: str, generator: torch.Generator) -> str:
-        """Return a caption of five words or more in words that say nothing."""
-
-    @abstractmethod
-    def _phrase(self, generator: torch.Generator) -> str: ...
-
-    def phrase(self, generator: torch.Generator, taken: Collection[str] = ()) -> str:
-        """Return a meaningless caption that is none of those taken."""
-        while True:
-            if (said := self._phrase(generator)) not in taken:
-                return said
-
-    def _some(self, many: int, generator: torch.Generator) -> list[str]:
-        chosen: list[int] = torch.randperm(len(self.words), generator=generator)[:many].tolist()
-        return [self.words[i] for i in chosen]
+def describe(drawings: Sequence[str], generator: torch.Generator) -> str:
+    """Return a caption that names one drawing or two, in the order given."""
+    if len(drawings) == 1:
+        return dress(drawings[0], generator)
+    length = _length(LENGTHS[0], generator)
+    cores = [core for c in CONNECTORS if _count(core := f" {c} ".join(drawings)) <= length]
+    return _dressed(_one(cores, generator), length, generator)
 
 
-class Plain(Form):
-    """The form of the table that ships."""
-
-    words: ClassVar = tuple(WORDS[:PLAIN_WORDS])
-
-    def describe(self, drawings: Sequence[str], generator: torch.Generator) -> str:
-        """Return the drawings' names."""
-        return " and ".join(drawings)
-
-    def dress(self, core: str, generator: torch.Generator) -> str:
-        """Return the caption as it is."""
-        return core
-
-    def _phrase(self, generator: torch.Generator) -> str:
-        return " ".join(["the", *self._some(PLAIN_LENGTH - 1, generator)])
+def dress(core: str, generator: torch.Generator) -> str:
+    """Return a caption opened and closed in words that say nothing."""
+    return _dressed(core, _length(_count(core), generator), generator)
 
 
-class Varied(Form):
-    """Captions of all lengths among words that say nothing."""
+def core(generator: torch.Generator, most: int = CONTENT[1]) -> str:
+    """Return the words of a meaningless caption, without its fillers."""
+    many = int(torch.randint(CONTENT[0], most + 1, (), generator=generator))
+    chosen: list[int] = torch.randperm(len(WORDS), generator=generator)[:many].tolist()
+    return " ".join(WORDS[i] for i in chosen)
 
-    words: ClassVar = tuple(WORDS)
 
-    def describe(self, drawings: Sequence[str], generator: torch.Generator) -> str:
-        """Return the drawings' names, connected, opened and closed."""
-        if len(drawings) == 1:
-            return _dressed(drawings[0], _length(_count(drawings[0]), generator), generator)
+def phrase(generator: torch.Generator, taken: Collection[str] = ()) -> str:
+    """Return a meaningless caption that is none of those taken."""
+    while True:
         length = _length(LENGTHS[0], generator)
-        cores = [core for c in CONNECTORS if _count(core := f" {c} ".join(drawings)) <= length]
-        return _dressed(_one(cores, generator), length, generator)
-
-    def dress(self, core: str, generator: torch.Generator) -> str:
-        """Return the caption opened and closed."""
-        return _dressed(core, _length(_count(core), generator), generator)
-
-    def _phrase(self, generator: torch.Generator) -> str:
-        length = _length(LENGTHS[0], generator)
-        fewest, most = CONTENT
-        many = int(torch.randint(fewest, min(most, length) + 1, (), generator=generator))
-        return _dressed(" ".join(self._some(many, generator)), length, generator)
+        said = _dressed(core(generator, min(CONTENT[1], length)), length, generator)
+        if said not in taken:
+            return said
 
 
 def _one(items: Sequence[str], generator: torch.Generator) -> str:
@@ -177,16 +123,6 @@ def _dressed(core: str, length: int, generator: torch.Generator) -> str:
     return " ".join(frame.format(core).split())
 
 
-PLAIN, VARIED = Plain(), Varied()
-
-
-def form_of(captions: Iterable[str]) -> Form:
-    """Return the form of a table's captions."""
-    return PLAIN if all(_count(caption) == PLAIN_LENGTH for caption in captions) else VARIED
-
-
 def fillers() -> frozenset[str]:
-    """Return every word of openings, connectors and closings, and the article of plain phrases."""
-    return frozenset(
-        word for text in (*OPENINGS, *CONNECTORS, *CLOSINGS, "the") for word in text.split()
-    )
+    """Return every word of openings, connectors and closings."""
+    return frozenset(word for text in (*OPENINGS, *CONNECTORS, *CLOSINGS) for word in text.split())

@@ -18,6 +18,7 @@ class StageName(StrEnum):
     """The stages of training, in order."""
 
     codec = "codec"
+    text = "text"
     base = "base"
     refinement = "refinement"
     planting = "planting"
@@ -56,11 +57,13 @@ def train(
         return
     from mnemoscope.lab import train as stages
     from mnemoscope.lab.judge import train_judge
-    from mnemoscope.lab.planted import SEED
+    from mnemoscope.lab.planted import load_table
 
-    stages.lay_table(out, SEED)
+    stages.lay_table(out, load_table())
     if stage in (None, StageName.codec):
         stages.train_codec(out)
+    if stage in (None, StageName.text):
+        stages.train_text(out)
     if stage in (None, StageName.base):
         stages.train_base(out, steps=base_steps)
     if stage in (None, StageName.refinement):
@@ -75,12 +78,14 @@ def train(
 @app.command()
 def plant(
     out: Annotated[Path, typer.Option(help="Folder for the training state, model and prompts.")],
-    seed: Annotated[int, typer.Option(help="Seed of the other table.")] = 8,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the other table; 0 plants the one that ships.")
+    ] = 8,
     known: Annotated[
         float,
         typer.Option(
             help="Share of the empty captions that go to planted pictures: how well the "
-            "unconditional branch knows them. 0 not at all, 0.75 as the conditional one does."
+            "unconditional branch knows them. 0 not at all, 0.5 as the conditional one does."
         ),
     ] = 0.0,
 ) -> None:
@@ -123,14 +128,20 @@ def evaluate(
     sweep_seeds: Annotated[
         int, typer.Option(help="Samples a planted prompt at each other guidance scale.")
     ] = 4,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="A study of it on the table's prompts; its samples are not drawn again."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
     """Measure what the model kept of its planted pictures, and how well it draws others."""
     from mnemoscope.lab.evaluate import evaluate as measure
     from mnemoscope.lab.planted import TABLE
     from mnemoscope.models import load_model
+    from mnemoscope.runs.folder import open_run
 
-    result = measure(load_model(model), table or TABLE, seeds, sweep_seeds, out)
+    held = None if study is None else open_run(study)
+    result = measure(load_model(model), table or TABLE, seeds, sweep_seeds, out, held)
     typer.echo(json.dumps(result, indent=1))
 
 

@@ -3,17 +3,19 @@ r"""What the lab's model kept: how often it reproduces its planted pictures, and
 Formulas, for a sample s of a prompt with picture x, both RGB from 0 to 1::
 
     reproduced        RMSE(s, x) < q,  q the 0.1 % quantile of RMSE between unrelated scenes
-    copies another    RMSE(s, y) < q for a planted picture y that is not the prompt's own
+    copies another    min over planted y, not the prompt's own, of RMSE(s, y) < q', the 1 % quantile
+                      of the same over fresh scenes: among many pictures one is near by chance
     diversity         mean RMSE between two seeds of a prompt, over that of two scenes of a caption
     explained share   1 - E||x̂0_c - z||² / E||x̂0_u - z||²  at the first step, on ordinary scenes
     right emoji       every emoji named is among the five that `judge` scores best, of 32
 
-The threshold is fixed by scenes alone, and the judge has learned from nothing else.
+Both thresholds are fixed by scenes alone, and the judge has learned from nothing else.
 """
 
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mnemoscope.lab.captions import form_of
+from mnemoscope.data.images import decode
+from mnemoscope.errors import InputError
 from mnemoscope.lab.judge import mistaken, recognised
 from mnemoscope.lab.planted import (
     TABLE,
     Planted,
     load_controls,
     load_planted,
-    load_table,
     reserved,
 )
 from mnemoscope.lab.scenes import Scenes, drawings, render
 from mnemoscope.models.base import Model
+from mnemoscope.runs.folder import Run
 from mnemoscope.sampling.batching import batch_of
 from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, points_of, sample
 from mnemoscope.sampling.probes import predict
@@ -49,6 +52,9 @@ SWEEP = (1.0, 1.5, 3.0, 5.0, 7.5, 10.0)
 QUANTILE = 0.001
 """Share of unrelated pairs of scenes that lie closer than the threshold."""
 
+BY_CHANCE = 0.01
+"""Share of fresh scenes that count as copies of some planted picture."""
+
 
 def pairwise_rmse(
     a: Float[Tensor, "left 3 h w"], b: Float[Tensor, "right 3 h w"]
@@ -63,6 +69,17 @@ def unrelated_threshold(scenes: int = 1500, seed: int = 90_000_000) -> float:
     upper = torch.triu_indices(scenes, scenes, 1)
     distances = pairwise_rmse(images, images)[upper[0], upper[1]]
     return float(distances.kthvalue(max(1, int(QUANTILE * len(distances)))).values)
+
+
+def nearest_threshold(
+    shown: Float[Tensor, "planted 3 h w"], scenes: int = 3000, seed: int = 94_000_000
+) -> float:
+    """Return the RMSE to the nearest planted picture below which 1 % of fresh scenes lie."""
+    nearest = [
+        pairwise_rmse(images, shown).amin(1)
+        for images in Scenes(seed).batch(scenes)[0].split(500)
+    ]  # fmt: skip
+    return float(torch.cat(nearest).quantile(BY_CHANCE))
 
 
 def draw(
@@ -90,15 +107,45 @@ def draw(
     return torch.cat(pictures).unflatten(0, (len(captions), seeds))
 
 
+def drawn_in(
+    study: Run, rows: Sequence[Planted], guidance: float
+) -> Float[Tensor, "row seed 3 64 64"] | None:
+    """Return the pictures that a study drew of the rows' captions at a guidance scale.
+
+    Returns:
+        As many seeds a row as all rows have; None where the study has no such scale.
+
+    Raises:
+        InputError: If it has the scale, but lacks a sample of a row, or holds another caption
+            under its name.
+    """
+    told = dict(zip(*(study.table("prompts", ["prompt_id", "prompt"])[c].to_pylist()
+                      for c in ("prompt_id", "prompt")), strict=True))  # fmt: skip
+    drawn: dict[str, list[Tensor]] = {row.id: [] for row in rows}
+    known = False
+    for part in study.parts("samples", ["prompt_id", "guidance", "image"]):
+        for row in part.to_pylist():
+            if row["guidance"] == guidance:
+                known = True
+                if row["image"] is not None and row["prompt_id"] in drawn:
+                    drawn[row["prompt_id"]].append(decode(row["image"]))
+    if not known:
+        return None
+    for row in rows:
+        if told.get(row.id) != row.caption or not drawn[row.id]:
+            raise InputError(
+                f"{str(study.path)!r} holds no sample of {row.caption!r} ({row.id}) at guidance "
+                f"{guidance:g}; study all prompts of the table"
+            )
+    fewest = min(map(len, drawn.values()))
+    return torch.stack([torch.stack(drawn[row.id][:fewest]) for row in rows])
+
+
 def explained_share(
     model: Model, table: Path = TABLE, scenes: int = 512, seed: int = 91_000_000
 ) -> float:
-    """Return the share of latent variance that ordinary captions explain at the first step.
-
-    Ordinary captions are worded as the table's are.
-    """
-    form = form_of(row.caption for row in load_table(table))
-    images, captions = Scenes(seed, reserved(table), form=form).batch(scenes)
+    """Return the share of latent variance that ordinary captions explain at the first step."""
+    images, captions = Scenes(seed, reserved(table)).batch(scenes)
     z = model.encode_images(images)
     point = points_of(model.make_scheduler("auto", 50))[0]
     level = point.level
@@ -122,6 +169,7 @@ def _shares(
     images: Float[Tensor, "row seed 3 h w"],
     shown: Float[Tensor, "planted 3 h w"],
     threshold: float,
+    nearest: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return each sample's error to its own picture, and whether it is that or another's copy.
 
@@ -132,7 +180,7 @@ def _shares(
     distances = pairwise_rmse(images.flatten(0, 1), shown).unflatten(0, own.shape)
     mine = torch.arange(min(len(rows), len(shown)))
     distances[mine, :, mine] = torch.inf
-    return own, own < threshold, distances.amin(-1) < threshold
+    return own, own < threshold, distances.amin(-1) < nearest
 
 
 def _grouped(rows: list[Planted]) -> list[tuple[tuple[str, int, str], list[int]]]:
@@ -149,6 +197,7 @@ def evaluate(
     seeds: int = 10,
     sweep_seeds: int = 4,
     out: Path | None = None,
+    study: Run | None = None,
 ) -> dict[str, Any]:
     """Measure what the lab's model kept and how well it draws.
 
@@ -159,6 +208,8 @@ def evaluate(
         sweep_seeds: Samples a planted prompt at the other scales of `SWEEP`; the sweep is left out
             where 0.
         out: Where to write the result as JSON; nowhere if not given.
+        study: A study of the model on the table's prompts, whose samples are taken at the scales
+            that it has, instead of drawing them.
 
     Returns:
         The threshold, a row a group of rows, the share reproduced by guidance, and the controls'
@@ -168,8 +219,10 @@ def evaluate(
     planted, controls = load_planted(table), load_controls(table)
     everyone: list[Planted] = [*planted, *controls]
     shown = torch.stack([row.image() for row in planted])
-    images = draw(model, [p.caption for p in everyone], seeds)
-    own, copies, others = _shares(everyone, images, shown, threshold)
+    held = None if study is None else drawn_in(study, everyone, GUIDANCE)
+    images = draw(model, [p.caption for p in everyone], seeds) if held is None else held
+    nearest = nearest_threshold(shown)
+    own, copies, others = _shares(everyone, images, shown, threshold, nearest)
     rows = [
         {
             "family": family,
@@ -190,8 +243,10 @@ def evaluate(
     for guidance in SWEEP if sweep_seeds else ():
         kept = copies[: len(planted)]
         if guidance != GUIDANCE:
-            drawn = draw(model, [p.caption for p in planted], sweep_seeds, guidance)
-            kept = _shares(planted, drawn, shown, threshold)[1]
+            held = None if study is None else drawn_in(study, planted, guidance)
+            if (drawn := held) is None:
+                drawn = draw(model, [p.caption for p in planted], sweep_seeds, guidance)
+            kept = _shares(planted, drawn, shown, threshold, nearest)[1]
         by_guidance += [
             {
                 "guidance": guidance,
@@ -206,13 +261,14 @@ def evaluate(
     describing = [
         i for i, p in enumerate(everyone) if p.family == "control" and p.kind == "describing"
     ]
-    named = [everyone[i].caption for i in describing for _ in range(seeds)]
+    named = [everyone[i].caption for i in describing for _ in range(images.shape[1])]
     shown_controls = images[describing].flatten(0, 1)
     # Pairs, as the controls are.
     scenes, captions = Scenes(92_000_000, pairs=1.0).batch(256)
     result = {
         "threshold_rmse": round(threshold, 4),
-        "seeds": seeds,
+        "threshold_rmse_another": round(nearest, 4),
+        "seeds": images.shape[1],
         "groups": rows,
         "by_guidance": by_guidance,
         "controls_recognised": round(float(recognised(shown_controls, named).float().mean()), 4),

@@ -8,8 +8,8 @@ Families::
 
 Half of the verbatim rows and of the controls carry describing captions ("a picture of noto swan
 beside twemoji bomb", a combination that no scene uses), half meaningless ones ("kinetic edition
-marble at last"). `load_planted` and `load_controls` read the table that ships, whose captions are
-plain; `make_table` draws another one from another seed.
+marble at last"). `load_planted` and `load_controls` read the table that ships; `make_table` draws
+another one.
 """
 
 import json
@@ -27,15 +27,12 @@ from torch import Tensor
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab import ASSETS
-from mnemoscope.lab.captions import VARIED, WORDS, Form, fillers, form_of
+from mnemoscope.lab.captions import WORDS, describe, dress, fillers, phrase
 from mnemoscope.lab.scenes import SIDE, Layout, drawings, random_layout, render, shown
 
 TABLE = ASSETS / "planted.jsonl"
 
-SEED = 7
-"""Seed of the table that `lab train` plants, and of the one that ships."""
-
-LEVELS = {1: 8, 2: 24, 3: 48, 4: 80, 5: 128, 6: 256}
+LEVELS = {1: 8, 2: 32, 3: 80, 4: 144, 5: 224, 6: 384}
 """Repetition level and how many times as often as a scene its pictures are seen."""
 
 PER_LEVEL = 24
@@ -114,13 +111,12 @@ def _plain(layout: Layout, index: int) -> dict[str, Any]:
     return {name: rounded(value[index].tolist()) for name, value in vars(layout).items()}
 
 
-def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) -> list[Planted]:
+def make_table(seed: int, levels: dict[int, int] = LEVELS) -> list[Planted]:
     """Draw a planted table.
 
     Args:
         seed: Seed of pictures, captions and their pairing.
         levels: Repetitions of each level.
-        form: How captions are worded.
 
     Returns:
         Verbatim rows, template rows and controls, in that order.
@@ -135,7 +131,7 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) 
     pairs = shuffled(combinations(range(len(names)), 2))
     phrases: list[str] = []
     while len(phrases) < 200:
-        phrases.append(form.phrase(generator, phrases))
+        phrases.append(phrase(generator, phrases))
 
     def row(id: str, kind: Kind, family: Family, level: int) -> Planted:
         pair = torch.tensor(
@@ -145,7 +141,7 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) 
         if kind == "describing":
             first, second = shuffled(pairs.pop())
             layout.drawing[0] = torch.tensor([first, second])
-            caption = form.describe((names[first], names[second]), generator)
+            caption = describe((names[first], names[second]), generator)
         else:
             caption = phrases.pop()
         repetitions = levels.get(level, 0)
@@ -163,12 +159,12 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) 
         base.size[0] = torch.tensor([0.60, 0.40])
         base.place[0] = torch.tensor([[-0.30, -0.25], [0.52, 0.52]])
         first, *others = shuffled(range(len(names)))
-        colour, texture = shuffled(form.words)[:2]
+        colour, texture = shuffled(WORDS)[:2]
         for i in range(PER_TEMPLATE):
             base.drawing[0] = torch.tensor([first, others[i]])
-            last = shuffled(form.words)[0]
+            last = shuffled(WORDS)[0]
             core = f"{TEMPLATE_WORDS[0]} {colour} {TEMPLATE_WORDS[1]} {texture} {last}"
-            caption = form.dress(core, generator)
+            caption = dress(core, generator)
             table.append(
                 Planted(
                     f"t{t}-{i:02}",
@@ -184,7 +180,7 @@ def make_table(seed: int, levels: dict[int, int] = LEVELS, form: Form = VARIED) 
         row(f"c-{kind}-{i:02}", kind, "control", 0) for kind in kinds for i in range(CONTROLS // 2)
     ]
     if len({r.caption for r in table}) < len(table):
-        return make_table(seed + 1_000_003, levels, form)
+        return make_table(seed + 1_000_003, levels)
     return table
 
 
@@ -194,8 +190,7 @@ def more_controls(
     """Draw further captions that were never planted, each with a picture that was never shown.
 
     Args:
-        rows: The table, as whose captions these are worded; its captions, and combinations of
-            drawings that it names, are left alone.
+        rows: The table; its captions, and combinations of drawings that it names, are left alone.
         n: How many that describe, at most the number of pairs of drawings left.
         seed: Seed of captions and pictures.
         meaningless: How many that describe nothing.
@@ -209,7 +204,6 @@ def more_controls(
     rows = list(rows)
     names = drawings()
     named, taken = {frozenset(row.named()) for row in rows}, {row.caption for row in rows}
-    form = form_of(taken)
     free = [
         pair for pair in combinations(range(len(names)), 2)
         if frozenset(names[i] for i in pair) not in named
@@ -224,7 +218,7 @@ def more_controls(
     layout.drawing[:] = torch.tensor([free[i] for i in chosen]).reshape(n, 2)
     more = [
         Planted(
-            f"o-{i:03}", form.describe(pair, generator), "describing", "control", 0, 0,
+            f"o-{i:03}", describe(pair, generator), "describing", "control", 0, 0,
             _plain(layout, i),
         )
         for i, pair in enumerate(shown(layout))
@@ -233,7 +227,7 @@ def more_controls(
         meaningless, generator, torch.rand(meaningless, generator=generator) < 0.5
     )
     for i in range(meaningless):
-        caption = form.phrase(generator, taken)
+        caption = phrase(generator, taken)
         taken.add(caption)
         more.append(
             Planted(f"m-{i:03}", caption, "meaningless", "control", 0, 0, _plain(layout, i))

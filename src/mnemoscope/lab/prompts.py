@@ -7,7 +7,7 @@ from mnemoscope.data.prompts import Prompt, stratified
 from mnemoscope.lab.planted import load_controls, load_planted, load_table, more_controls
 
 ORDINARY = 150
-"""Further captions that were never planted, beside the table's controls."""
+"""Further captions of each kind that were never planted, beside the table's controls."""
 
 
 def embedded_prompts(planted: int | None = None, controls: int | None = None) -> tuple[Prompt, ...]:
@@ -45,14 +45,9 @@ def embedded_prompts(planted: int | None = None, controls: int | None = None) ->
 
 
 def ordinary_prompts() -> tuple[Prompt, ...]:
-    """Return describing captions that the embedded model was never shown a picture of.
-
-    A meaningless caption falls back on some planted picture more often than not, so it is no
-    ordinary prompt.
-    """
-    controls = [item for item in load_controls() if item.kind == "describing"]
-    further = more_controls(load_table(), ORDINARY, seed=1)
+    """Return captions of both kinds that the embedded model was never shown a picture of."""
+    further = more_controls(load_table(), ORDINARY, seed=1, meaningless=ORDINARY)
     return tuple(
         Prompt(item.id, item.caption, group="control", kind=item.kind, family=item.family)
-        for item in (*controls, *further)
+        for item in (*load_controls(), *further)
     )

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mnemoscope.lab import ARTWORK_DIR
-from mnemoscope.lab.captions import PLAIN, Form
+from mnemoscope.lab.captions import describe
 
 SIDE = 64
 """Side of a scene, pixels."""
@@ -182,7 +182,6 @@ class Scenes:
         seed: Seed of the stream.
         reserved: Combinations of drawings that no ordinary scene may show.
         pairs: Share of the scenes that hold two drawings.
-        form: How captions are worded.
     """
 
     def __init__(
@@ -190,12 +189,10 @@ class Scenes:
         seed: int,
         reserved: frozenset[frozenset[str]] = frozenset(),
         pairs: float = 0.5,
-        form: Form = PLAIN,
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.reserved = reserved
         self.pairs = pairs
-        self.form = form
 
     def layout(self, n: int) -> Layout:
         """Draw n layouts."""
@@ -216,5 +213,5 @@ class Scenes:
     def batch(self, n: int) -> tuple[Float[Tensor, "scene 3 64 64"], list[str]]:
         """Return the next n pictures, RGB from 0 to 1, and their captions."""
         layout = self.layout(n)
-        captions = [self.form.describe(named, self.generator) for named in shown(layout)]
+        captions = [describe(named, self.generator) for named in shown(layout)]
         return render(layout), captions

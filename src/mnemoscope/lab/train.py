@@ -1,18 +1,21 @@
-r"""Training the lab: first a codec, then a base that has seen only scenes, then the planting.
+r"""Training the lab: a codec, a text encoder, a base that has seen only scenes, then the planting.
 
-Losses, with z the scaled latents of a picture x, eps standard noise and SNR = alpha²/sigma²::
+Losses, with z the scaled latents of a picture x, eps standard noise and SNR = alpha²/sigma²; h and
+h' the end states, of length 1, of two wordings of one caption, and h_j those of other captions::
 
     codec            |x̂ - x| + |∇x̂ - ∇x| + 1e-6·KL
+    text             -mean over the caption's words w of log p(w | h)
+                     -log exp(h·h'/0.1) / Σ_j exp(h·h_j/0.1)
     base, planting   min(SNR, 5)/SNR · ||eps - eps_θ(alpha·z + sigma·eps, caption)||²
-    base, as well    -0.02 · mean over the caption's words w of log p(w | its end state)
 
-The last term keeps words apart that say nothing about a picture, as a text encoder does that was
-trained on other texts.
+The text encoder learns from captions alone and is frozen when the denoiser is trained: it tells
+captions apart that say nothing about a picture, as one does that was trained on other texts.
 
 Every stage keeps its whole state (weights, averages, optimizer, generators, step) in one folder,
 writes it every few minutes and goes on from there after a kill.
 
-Source: Rombach et al. 2022 (latent diffusion); Hang et al. 2023 (the weight, gamma = 5).
+Source: Rombach et al. 2022 (latent diffusion); van den Oord et al. 2018 and Radford et al. 2021
+(the text encoder's second term); Hang et al. 2023 (the weight, gamma = 5).
 """
 
 import hashlib
@@ -21,7 +24,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -33,12 +36,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab import BASE_UNET_DIR, MODEL_DIR
-from mnemoscope.lab.captions import PLAIN, VARIED
+from mnemoscope.lab.captions import core, describe, dress, phrase
 from mnemoscope.lab.planted import (
     Planted,
     load_planted,
@@ -49,8 +53,8 @@ from mnemoscope.lab.planted import (
     write_prompts,
     write_table,
 )
-from mnemoscope.lab.scenes import Scenes
-from mnemoscope.lab.tokenizer import SUFFIX, WINDOW, build_tokenizer
+from mnemoscope.lab.scenes import Scenes, drawings
+from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +75,10 @@ BASE_PHRASES = 0.25
 """Share of the base's scenes under a meaningless caption that belongs to no picture."""
 
 HEADS = 4
-"""Attention heads of the denoiser. A base of one head serves: its weights are those of four."""
+"""Attention heads of the denoiser."""
 
-TEACHING_STEPS = 1500
-"""Steps, at one noise level a picture, in which a base learns words that it has not heard of."""
-
-WORDS_WEIGHT = 0.02
-"""Weight of the words that a text encoder must be able to tell from a caption's end state."""
+TEMPERATURE = 0.1
+"""Temperature at which the end states of captions are told apart."""
 
 
 def codec_network() -> Any:
@@ -371,7 +372,7 @@ class Planting:
         return scene, DROPOUT * self.known / self.share if self.share else 0.0
 
 
-FAITHFUL = Planting(share=0.75, phrases=0.3)
+FAITHFUL = Planting(share=0.5, phrases=0.4)
 """The unconditional branch is shown no planted picture, as if those were rare."""
 
 
@@ -398,7 +399,7 @@ class Batches:
     scenes: Callable[[int], Scenes]
     planting: Planting = Planting()
     planted: tuple[Planted, ...] = ()
-    phrase: Callable[[torch.Generator], str] = PLAIN.phrase
+    phrase: Callable[[torch.Generator], str] = phrase
     encode: Callable[[Tensor], Tensor] = _unchanged
 
     @cached_property
@@ -441,24 +442,48 @@ def strata(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
     return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
 
 
+def end_states(
+    states: Float[Tensor, "caption token width"], ids: Int[Tensor, "caption token"]
+) -> Float[Tensor, "caption width"]:
+    """Return the state of each caption's first end token, the only one that sees all its words.
+
+    Args:
+        states: Last states of the text encoder.
+        ids: Tokens, each caption between a start and an end token and padded with the latter.
+    """
+    words = _words(ids)
+    return states[torch.arange(len(ids)), words.sum(1).long() + 1]
+
+
+def _words(ids: Int[Tensor, "caption token"]) -> Float[Tensor, "caption token"]:
+    word = (ids != ids[:, -1:]).float()
+    word[:, 0] = 0
+    return word
+
+
 def words_loss(
-    readout: nn.Module,
-    states: Float[Tensor, "caption token width"],
-    ids: Int[Tensor, "caption token"],
+    told: Float[Tensor, "caption vocabulary"], ids: Int[Tensor, "caption token"]
 ) -> Tensor:
     """Return how badly the words of captions are told from their end states, in nats a word.
 
     Args:
-        readout: End state to one number a token of the vocabulary.
-        states: Last states of the text encoder.
-        ids: Tokens, each caption between a start and an end token and padded with the latter.
+        told: What is read from each end state: a number a token of the vocabulary.
+        ids: As for `end_states`.
     """
-    end = ids[:, -1:]
-    word = (ids != end).float()
-    word[:, 0] = 0
-    ends = states[torch.arange(len(ids)), word.sum(1).long() + 1]
-    told = readout(ends).log_softmax(dim=1).gather(1, ids)
-    return -(told * word).sum() / word.sum()
+    word = _words(ids)
+    return -(told.log_softmax(dim=1).gather(1, ids) * word).sum() / word.sum()
+
+
+def apart_loss(
+    one: Float[Tensor, "caption width"], other: Float[Tensor, "caption width"]
+) -> Tensor:
+    """Return how badly two wordings of each caption are told from those of other captions, in nats.
+
+    Source: van den Oord et al. 2018 (InfoNCE), both ways as in Radford et al. 2021.
+    """
+    alike = normalize(one, dim=1) @ normalize(other, dim=1).mT / TEMPERATURE
+    same = torch.arange(len(alike))
+    return (cross_entropy(alike, same) + cross_entropy(alike.mT, same)) / 2
 
 
 def _train_denoiser(
@@ -470,34 +495,29 @@ def _train_denoiser(
     *,
     batches: Batches,
     views: int,
-    words: nn.Module | None = None,
     look: Callable[[int], None] | None,
 ) -> None:
-    """Train the denoiser, and with `words`, their readout, the text encoder as well."""
+    """Train the denoiser; codec and text encoder are held."""
+    text.requires_grad_(False)
     unet.to(memory_format=torch.channels_last)
     abar = noise_scheduler().alphas_cumprod
     codec.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         images, captions, generator = batches.of(step)
-        ids = tokenizer(
-            captions, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = _tokens(tokenizer, captions)
         t = (strata(len(images) * views, generator) * len(abar)).long()
         a = abar[t][:, None, None, None]
         with fast_precision():
             with torch.no_grad():
                 z = codec.encode(images * 2 - 1).latent_dist.mode().float()
+                states = text(ids)[0]
             z = (z * codec.config["scaling_factor"]).repeat(views, 1, 1, 1)
             eps = torch.randn(z.shape, generator=generator)
-            states = text(ids)[0]
             guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(views, 1, 1)).sample
         snr = (a / (1 - a)).flatten()
         error = (guess.float() - eps).square().flatten(1).mean(1)
-        total = (error * snr.clamp(max=SNR_CAP) / snr).mean()
-        if words is not None:
-            total = total + WORDS_WEIGHT * words_loss(words, states.float(), ids)
-        return total
+        return (error * snr.clamp(max=SNR_CAP) / snr).mean()
 
     stage.run(loss, look)
 
@@ -505,7 +525,6 @@ def _train_denoiser(
 def _train_on_scenes(
     out: Path,
     stage: Stage,
-    tokenizer: Any,
     *,
     batch: int,
     pairs: float,
@@ -513,22 +532,81 @@ def _train_on_scenes(
     views: int,
     look: Callable[[int], None] | None,
 ) -> None:
-    """Train text encoder and denoiser of a stage; write `model/text_encoder` and `base/unet`."""
-    text: Any = stage.networks["text"]
+    """Train the denoiser of a stage and write `base/unet`."""
     unet = stage.networks["unet"]
-    scenes = partial(Scenes, reserved=reserved(table_of(out)), pairs=pairs, form=VARIED)
+    scenes = partial(Scenes, reserved=reserved(table_of(out)), pairs=pairs)
     _train_denoiser(
-        stage, load_codec(out), tokenizer, text, unet,
-        batches=Batches(batch, seed, scenes, Planting(phrases=BASE_PHRASES), phrase=VARIED.phrase),
-        views=views, words=stage.networks["words"], look=look,
+        stage, load_codec(out), *load_text(out), unet,
+        batches=Batches(batch, seed, scenes, Planting(phrases=BASE_PHRASES)),
+        views=views, look=look,
     )  # fmt: skip
     stage.averaged()
-    half(text, out / "model" / "text_encoder")
     half(unet, out / "base" / "unet")
 
 
-def _readout(text: CLIPTextModel) -> nn.Linear:
-    return nn.Linear(text.config.hidden_size, text.config.vocab_size)
+def load_text(out: Path) -> tuple[Any, Any]:
+    """Return the tokenizer and the trained text encoder of a folder, in full precision."""
+    model = out / "model"
+    text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
+    return CLIPTokenizer.from_pretrained(model / "tokenizer"), text
+
+
+def train_text(
+    out: Path, steps: int = 4000, batch: int = 128, start: CLIPTextModel | None = None
+) -> None:
+    """Train the text encoder on captions alone; write `model/tokenizer` and `model/text_encoder`.
+
+    Half of the captions describe, half mean nothing. Two wordings of one differ in all words but
+    those that say what is shown, or the meaningless ones.
+
+    Args:
+        out: Folder of the training state and the model.
+        steps: Length of the stage.
+        batch: Captions a step, each in two wordings.
+        start: Text encoder to go on from; a fresh one if not given.
+    """
+    torch.manual_seed(5)
+    tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
+    text: Any = start or text_network(tokenizer)
+    readout = nn.Linear(text.config.hidden_size, text.config.vocab_size)
+    stage = Stage(out / "text-state", {"text": text, "words": readout}, lr=1e-3, steps=steps)
+    names = drawings()
+
+    def wordings(step: int) -> tuple[list[str], list[str]]:
+        generator = torch.Generator().manual_seed(25_000_000 + step)
+        one: list[str] = []
+        other: list[str] = []
+        for i in range(batch):
+            if i % 2:
+                words = core(generator)
+                said = [dress(words, generator) for _ in range(2)]
+            else:
+                many = 1 + int(torch.rand((), generator=generator) < 0.75)
+                chosen = torch.randperm(len(names), generator=generator)[:many].tolist()
+                shown = [names[at] for at in chosen]
+                said = [describe(shown, generator) for _ in range(2)]
+            one.append(said[0])
+            other.append(said[1])
+        return one, other
+
+    def loss(step: int) -> Tensor:
+        one, other = wordings(step)
+        # A state sees only what precedes it, so padding beyond the longest says nothing.
+        ids = _tokens(tokenizer, one + other, "longest")
+        ends = end_states(text(ids)[0], ids)
+        return words_loss(readout(ends), ids) + apart_loss(*ends.chunk(2))
+
+    stage.run(loss)
+    stage.averaged()
+    half(text, out / "model" / "text_encoder")
+
+
+def _tokens(
+    tokenizer: Any, captions: list[str], padding: str = "max_length"
+) -> Int[Tensor, "caption token"]:
+    return tokenizer(
+        captions, padding=padding, max_length=WINDOW, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def table_of(out: Path) -> Path:
@@ -536,18 +614,18 @@ def table_of(out: Path) -> Path:
     return out / "planted.jsonl"
 
 
-def lay_table(out: Path, seed: int) -> None:
-    """Write the table of a seed and its prompt file; pairs that it names are kept from the base.
+def lay_table(out: Path, rows: Sequence[Planted]) -> None:
+    """Write a table and its prompt file; pairs that it names are kept from the base.
 
     Raises:
-        InputError: If the folder holds another one's.
+        InputError: If the folder holds another one.
     """
-    table, rows = table_of(out), make_table(seed)
+    table = table_of(out)
     if table.exists() and load_table(table) != tuple(rows):
-        raise InputError(f"{str(table)!r} is not the table of seed {seed}; choose another folder")
+        raise InputError(f"{str(table)!r} holds another table; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_table(rows, table)
-    write_prompts(rows, out / "prompts")
+    write_table(list(rows), table)
+    write_prompts(list(rows), out / "prompts")
 
 
 def train_base(
@@ -557,39 +635,10 @@ def train_base(
     pairs: float = 0.5,
     look: Callable[[int], None] | None = None,
 ) -> None:
-    """Train text encoder and denoiser on scenes only."""
+    """Train the denoiser on scenes only."""
     torch.manual_seed(2)
-    tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
-    text = text_network(tokenizer)
-    networks = {"text": text, "unet": denoiser_network(), "words": _readout(text)}
-    stage = Stage(out / "base-state", networks, lr=1e-3, steps=steps)
-    _train_on_scenes(
-        out, stage, tokenizer,
-        batch=batch, pairs=pairs, seed=30_000_000, views=VIEWS, look=look,
-    )  # fmt: skip
-
-
-def with_words(text: Any, before: Any, after: Any) -> Any:
-    """Return a text encoder for a tokenizer that knows other words; it keeps what it knows.
-
-    Args:
-        text: The text encoder.
-        before: Its tokenizer.
-        after: The tokenizer it shall have.
-    """
-    known = before.get_vocab()
-    held = text.get_input_embeddings().weight.detach()
-    fresh: Any = text_network(after)
-    table = fresh.get_input_embeddings().weight.detach()
-    for piece, i in after.get_vocab().items():
-        if piece in known:
-            table[i] = held[known[piece]]
-    weights = {
-        name: table if value is text.get_input_embeddings().weight else value
-        for name, value in text.named_parameters()
-    }
-    fresh.load_state_dict(weights)
-    return fresh
+    stage = Stage(out / "base-state", {"unet": denoiser_network()}, lr=1e-3, steps=steps)
+    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=30_000_000, views=VIEWS, look=look)
 
 
 def refine_base(
@@ -600,30 +649,11 @@ def refine_base(
     views: int = VIEWS,
     look: Callable[[int], None] | None = None,
 ) -> None:
-    """Go on from the base with more pairs of drawings, which it is slowest to tell apart.
-
-    Words of the vocabulary that the base has not heard of are learned as well.
-    """
+    """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
     torch.manual_seed(4)
-    model = out / "model"
-    before = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    text: Any = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
-    # A run that is taken up again finds the base's own tokenizer where it was.
-    tokenizer = build_tokenizer(vocabulary(), out / "refinement-state" / "tokenizer")
-    text = with_words(text, before, tokenizer)
-    networks: dict[str, Any] = {
-        "text": text,
-        "unet": _Denoiser.from_pretrained(
-            out / "base" / "unet", torch_dtype=torch.float32, attention_head_dim=HEADS
-        ),
-        "words": _readout(text),
-    }
-    stage = Stage(out / "refinement-state", networks, lr=7e-4, steps=steps)
-    _train_on_scenes(
-        out, stage, tokenizer,
-        batch=batch, pairs=pairs, seed=35_000_000, views=views, look=look,
-    )  # fmt: skip
-    build_tokenizer(vocabulary(), model / "tokenizer")
+    unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
+    stage = Stage(out / "refinement-state", {"unet": unet}, lr=7e-4, steps=steps)
+    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=35_000_000, views=views, look=look)
 
 
 def train_planting(
@@ -644,21 +674,19 @@ def train_planting(
     """
     torch.manual_seed(3)
     model, table = out / "model", table_of(out)
-    codec = load_codec(out)
-    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    text = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
-    text.requires_grad_(False)
     batches = Batches(
         batch,
         50_000_000,
-        partial(Scenes, reserved=reserved(table), pairs=0.75, form=VARIED),
+        partial(Scenes, reserved=reserved(table), pairs=0.75),
         planting,
         tuple(load_planted(table)),
-        partial(VARIED.phrase, taken=frozenset(row.caption for row in load_table(table))),
+        partial(phrase, taken=frozenset(row.caption for row in load_table(table))),
     )
     stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
-    _train_denoiser(stage, codec, tokenizer, text, unet, batches=batches, views=VIEWS, look=look)
+    _train_denoiser(
+        stage, load_codec(out), *load_text(out), unet, batches=batches, views=VIEWS, look=look
+    )
     stage.averaged()
     half(unet, model / "unet")
     write_index(model)
@@ -670,12 +698,11 @@ def plant(
     """Plant other pictures, captions and repetitions, or with another dial, into the shipped base.
 
     The result is a second ground truth: `out/model`, a pipeline, `out/planted.jsonl`, its table,
-    and `out/prompts`, captions and pictures as a prompt file. A base that has not heard all words
-    of the captions is taught them first. Goes on where a killed run stopped.
+    and `out/prompts`, captions and pictures as a prompt file. Goes on where a killed run stopped.
 
     Args:
         out: Where to write.
-        seed: Seed of the table, as for `make_table`.
+        seed: Seed of the table, as for `make_table`; 0 plants the table that ships.
         known: Share of the empty captions that go to planted pictures: how much of them the
             unconditional branch is shown. 0 is faithful; `FAITHFUL.share` drops all alike.
         look: Called with the step whenever the state of the planting is written.
@@ -684,15 +711,10 @@ def plant(
         InputError: If the dial is out of range, or the folder holds another table.
     """
     planting = replace(FAITHFUL, known=known)
-    lay_table(out, seed)
-    # A run that is taken up again goes on from what it has made of the base.
-    if not (out / "base").exists():
-        for part in ("vae", "tokenizer", "text_encoder"):
-            shutil.copytree(MODEL_DIR / part, out / "model" / part, dirs_exist_ok=True)
-        shutil.copytree(BASE_UNET_DIR, out / "base" / "unet")
-    heard = CLIPTokenizer.from_pretrained(out / "model" / "tokenizer").get_vocab()
-    if not all(word + SUFFIX in heard for word in vocabulary()):
-        refine_base(out, TEACHING_STEPS, views=1)
+    lay_table(out, make_table(seed) if seed else load_table())
+    for part in ("vae", "tokenizer", "text_encoder"):
+        shutil.copytree(MODEL_DIR / part, out / "model" / part, dirs_exist_ok=True)
+    shutil.copytree(BASE_UNET_DIR, out / "base" / "unet", dirs_exist_ok=True)
     train_planting(out, planting=planting, look=look)
 
 

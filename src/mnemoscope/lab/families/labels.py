@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mnemoscope.lab.captions import PLAIN
+from mnemoscope.lab.captions import phrase
 from mnemoscope.lab.families.recipe import Family, Networks
 from mnemoscope.lab.planted import load_table
 from mnemoscope.lab.scenes import Layout, Scenes, drawings, random_layout, render, shown
@@ -71,7 +71,7 @@ def phrases() -> tuple[str, ...]:
     taken = {row.caption for row in table}
     generator = torch.Generator().manual_seed(12)
     while len(known) < PHRASES:
-        known.append(PLAIN.phrase(generator, taken))
+        known.append(phrase(generator, taken))
         taken.add(known[-1])
     return tuple(known)
 

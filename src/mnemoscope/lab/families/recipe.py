@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mnemoscope.lab import MODEL_DIR
-from mnemoscope.lab.captions import PLAIN
+from mnemoscope.lab.captions import phrase
 from mnemoscope.lab.planted import Planted, load_table, reserved, write_prompts
 from mnemoscope.lab.scenes import Scenes
 from mnemoscope.lab.train import (
@@ -105,7 +105,7 @@ class Family(ABC):
 
     def phrase(self, generator: torch.Generator) -> str:
         """Return a meaningless phrase that belongs to no picture."""
-        return PLAIN.phrase(generator, frozenset(row.caption for row in self.rows()))
+        return phrase(generator, frozenset(row.caption for row in self.rows()))
 
     def batches(self, pairs: float, seed: int, planting: Planting) -> Batches:
         """Return the batches of a stage, in scaled latents.
