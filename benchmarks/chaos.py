@@ -2,7 +2,8 @@
 
 A study of the oracle is done by a crew whose workers sleep over every unit, while
 
-    workers are killed     the one that began a unit last, every two seconds
+    workers are killed     the one that began a unit last, every two seconds; units must be shorter,
+                           or none is ever done
     the driver is killed   at a random moment; then the same command is given again
     a disk is full         at one worker, once; then the same command is given again
 
@@ -38,8 +39,6 @@ from mnemoscope.runs import records
 from mnemoscope.runs.execute import Unit
 
 TABLES = ("samples", "gram", "convergence", "similarities", "severity", "scores", "prompts")
-EVERY = 2.0
-"""Seconds between two kills."""
 
 
 class Sleeping(StudyWorker):
@@ -86,9 +85,9 @@ def begun(at: Path) -> list[tuple[str, int]]:
     return []
 
 
-def killing(at: Path, lost: list[int], over: threading.Event) -> None:
-    """Kill the worker that began a unit last, every two seconds."""
-    while not over.wait(EVERY):
+def killing(at: Path, every: float, lost: list[int], over: threading.Event) -> None:
+    """Kill the worker that began a unit last, every few seconds."""
+    while not over.wait(every):
         here = [process for _, process in begun(at) if process not in {os.getpid(), *lost}]
         if here:
             with suppress(ProcessLookupError):
@@ -96,11 +95,11 @@ def killing(at: Path, lost: list[int], over: threading.Event) -> None:
                 lost.append(here[-1])
 
 
-def workers_killed(at: Path, executor: str, chance: random.Random) -> int:
+def workers_killed(at: Path, executor: str, every: float, chance: random.Random) -> int:
     """Kill workers until the study is done; return how many died."""
     del chance
     lost, over = list[int](), threading.Event()
-    killer = threading.Thread(target=killing, args=(at, lost, over))
+    killer = threading.Thread(target=killing, args=(at, every, lost, over))
     killer.start()
     try:
         study(at, "run", executor)
@@ -110,11 +109,12 @@ def workers_killed(at: Path, executor: str, chance: random.Random) -> int:
     return len(lost)
 
 
-def driver_killed(at: Path, executor: str, chance: random.Random) -> int:
+def driver_killed(at: Path, executor: str, every: float, chance: random.Random) -> int:
     """Kill the driver amid its units; return how many workers it had at work."""
+    del every
     command = [sys.executable, "-m", "benchmarks.chaos", "--drive", str(at), "--executor", executor]
     driver = subprocess.Popen(command)
-    wanted = chance.randrange(2, 12)
+    wanted = chance.randrange(2, 7)
     while len(begun(at)) < wanted and driver.poll() is None:
         time.sleep(0.02)
     driver.kill()
@@ -123,9 +123,9 @@ def driver_killed(at: Path, executor: str, chance: random.Random) -> int:
     return len({process for _, process in begun(at)})
 
 
-def disk_full(at: Path, executor: str, chance: random.Random) -> int:
+def disk_full(at: Path, executor: str, every: float, chance: random.Random) -> int:
     """Let a worker find its disk full; return how many workers ended by it."""
-    del chance
+    del every, chance
     (at / "full").touch()
     with suppress(RunError):
         study(at, "run", executor)
@@ -133,23 +133,32 @@ def disk_full(at: Path, executor: str, chance: random.Random) -> int:
     return len({process for _, process in begun(at)})
 
 
-CAMPAIGNS: dict[str, Callable[[Path, str, random.Random], int]] = {
-    "workers killed every 2 s": workers_killed,
+CAMPAIGNS: dict[str, Callable[[Path, str, float, random.Random], int]] = {
+    "workers killed": workers_killed,
     "driver killed": driver_killed,
     "disk full at a worker": disk_full,
 }
 
 
-def main(executor: str = "local:2", prompts: int = 24, pace: float = 0.4, tries: int = 1) -> bool:
+def main(
+    executor: str = "local:2",
+    prompts: int = 24,
+    pace: float = 0.4,
+    every: float = 2.0,
+    tries: int = 1,
+) -> bool:
     """Run every campaign; return whether all were survived.
 
     Args:
         executor: The crew.
         prompts: Prompts of the study, each a unit.
         pace: Seconds a unit is slept over.
+        every: Seconds between two kills of workers.
         tries: How often each is tried.
     """
-    print(f"\nchaos: {executor}, {prompts} units of {pace:g} s")
+    load = os.getloadavg()[0]
+    told = f"{prompts} units of {pace:g} s, kills every {every:g} s; load {load:.1f}"
+    print(f"\nchaos: {executor}, {told}")
     print(f"  {'fault':28} {'tried':>6} {'survived':>9} {'lost':>6} {'units anew':>11} {'s':>6}")
     chance, kept = random.Random(0), True
     with tempfile.TemporaryDirectory(prefix="mnemoscope-chaos-") as folder:
@@ -168,7 +177,7 @@ def main(executor: str = "local:2", prompts: int = 24, pace: float = 0.4, tries:
             start = time.perf_counter()
             for number in range(tries):
                 at = place(f"{campaign.__name__}-{number}", pace)
-                here = campaign(at, executor, chance)
+                here = campaign(at, executor, every, chance)
                 found = study(at, "run", executor)
                 again = sum(Counter(unit for unit, _ in begun(at)).values()) - len(texts)
                 survived += found == wanted and again <= here
@@ -185,9 +194,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--executor", default="local:2")
     parser.add_argument("--tries", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=24, help="at least 8")
+    parser.add_argument("--every", type=float, default=2.0)
     parser.add_argument("--drive", type=Path)
     given = parser.parse_args()
     if given.drive is not None:
         study(given.drive, "run", given.executor)
     else:
-        sys.exit(not main(given.executor, tries=given.tries))
+        sys.exit(not main(given.executor, given.prompts, every=given.every, tries=given.tries))

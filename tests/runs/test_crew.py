@@ -111,10 +111,11 @@ def test_units_are_read_no_further_than_there_are_workers(writer):
 
 
 @pytest.mark.parametrize("deaths", range(1, TRIES))
-def test_the_unit_of_a_worker_that_died_is_done_by_another(writer, deaths):
+def test_the_unit_of_a_worker_that_died_is_done_by_another_after_all_others(writer, deaths):
     victim = units(5)[1].name
     crew = played(writer, dies={victim: deaths})
     hand_out(crew, 2, writer, Sleeper(), units(5))
+    assert set(crew.begun[-deaths:]) == {victim}
     assert statuses(writer) == {"ok": 5}
     assert Counter(crew.begun)[victim] == deaths + 1
     assert len(crew.hired) == 2 + deaths

@@ -1,8 +1,8 @@
 """A crew is workers in processes of their own; a driver hands them units, and they write the rows.
 
 Each worker has one unit at a time and commits it whole, so a worker that dies loses at most one. It
-is replaced, and the unit given to the next that is free; one at which `TRIES` workers died is
-marked as failed, as an error in it would be. Whatever a crew consists of, its driver may die at any
+is replaced, and its unit done again after all others; one at which `TRIES` workers died is marked
+as failed, as an error in it would be. Whatever a crew consists of, its driver may die at any
 moment: it holds nothing that is not in the run folder.
 
 Contents: `Portable`, `Order`, `Post`, `Crew` with what it reports, `hand_out`.
@@ -189,6 +189,7 @@ def hand_out(
     """
     left = iter(units)
     first = deque(islice(left, count))
+    again = deque[Unit]()
     busy: dict[int, Unit | None] = dict.fromkeys(range(len(first)))
     died: Counter[str] = Counter()
     stillborn = 0
@@ -220,7 +221,8 @@ def hand_out(
                         finish(unit)
                     elif died[unit.name] + 1 < TRIES:
                         died[unit.name] += 1
-                        first.append(unit)
+                        # Last, for it may be the unit that kills, or what does may soon be over.
+                        again.append(unit)
                         more = True
                     else:
                         error = RuntimeError(f"{TRIES} workers died at it: {report.reason}")
@@ -234,6 +236,8 @@ def hand_out(
                     worker.credit(report)
                     finish(unit)
                 following = first.popleft() if first else next(left, None)
+                if following is None and again:
+                    following = again.popleft()
                 more = following is not None
                 if following is not None:
                     crew.give(place, following)
