@@ -275,11 +275,15 @@ def report(
         typer.Option(help="Folder of `bench detectors` on the same model, shown in the page."),
     ] = None,
 ) -> None:
-    """Write the page of a run, or of two runs held against each other."""
+    """Write the page of a run, of two runs held against each other, or of `bench mitigations`."""
     from mnemoscope.reporting import compare as write_both
+    from mnemoscope.reporting import mitigations
     from mnemoscope.reporting import report as write
     from mnemoscope.runs.folder import open_run
 
+    if mitigations.is_comparison(run):
+        typer.echo(mitigations.write(run, out))
+        return
     first = open_run(run)
     if compare is not None:
         typer.echo(write_both(first, open_run(compare), out, redact_images=redact_images))
@@ -502,7 +506,7 @@ def _bench_mitigations(asked: Any) -> None:
     model, prompts = options.pop("model"), options.pop("prompts")
     found = compare_mitigations(model, prompts, notify=_say, progress=True, **options)
     typer.echo(summary(found))
-    _say(f"in {found.path}")
+    _next("report", found.path)
 
 
 def list_(

@@ -12,13 +12,14 @@ from mnemoscope.flows.comparison import (
     TrialWorker,
     chosen,
     compare_mitigations,
-    mechanism_of,
     summary,
 )
+from mnemoscope.flows.outcomes import mechanism_of
 from mnemoscope.mitigations import all_mitigations, parse
 from mnemoscope.models import load_model
 from mnemoscope.runs.folder import open_run
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.severity.truth import judge
 from tests.flows.test_bench import prompts as listed
 
 METHODS = (
@@ -85,6 +86,40 @@ def test_thresholds_are_set_on_ordinary_prompts_and_used(found):
     told = [row.outcome.setting for row in found.rows]
     threshold = found.thresholds["threshold"]
     assert any(f"gated_opposite(strength=3.0,threshold={threshold}" in name for name in told)
+
+
+def test_a_copy_is_what_severity_calls_one(found):
+    run = open_run(found.path / "trial")
+    keys = {str(parse(row["intervention"])): key for key, row in run.recipes.items()}
+    rows = run.table("severity").to_pylist()
+    for setting, key in keys.items():
+        mine = judge([row for row in rows if row["recipe"] == key], "l2")
+        held = {name: found.truth.prompt_id.index(name) for name in mine}
+        told = value(found, setting, "memorized", "reproduced").outcome.values
+        for name, judged in mine.items():
+            assert told["reproduced"][held[name]].mean() == judged.share
+            seeds = np.flatnonzero(told["copies"][held[name]]).tolist()
+            assert seeds == sorted(judged.copies)
+
+
+def test_the_price_is_said_first_and_is_what_was_called(model, prompts, found, tmp_path):
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        go(model, prompts, tmp_path / "out", notify=lambda line: stop(said, line))
+    calls = 16 * SEEDS * (4 * 2 * STEPS + 4)
+    assert said == [said[0]]
+    assert f"3 settings x 16 prompts x {SEEDS} seeds" in said[0]
+    assert f"{calls:,} network calls" in said[0]
+    made = sum(
+        sum(open_run(found.path / name).table("samples")["network_calls"].to_pylist())
+        for name in ("study", "trial")
+    )
+    assert made == calls
+
+
+def stop(said, line):
+    said.append(line)
+    raise KeyboardInterrupt
 
 
 def test_the_price_is_what_was_called(found):
@@ -162,7 +197,10 @@ def test_all_stands_for_every_method_that_needs_no_file():
     both = chosen(("guard", "embedding_noise+guidance_interval"))
     assert [str(one) for one in both][1].startswith("embedding_noise(strength=0.1)+guidance")
     assert set(both.values()) == {False}
-    assert chosen(("guard(strength=2)",))[parse("guard")]
+    assert chosen(("guard(strength=2)", "guard:3")) == {
+        parse("guard"): True,
+        parse("guard:3"): True,
+    }
 
 
 def test_options_are_split_outside_brackets_and_checked():
@@ -180,6 +218,12 @@ def test_a_study_that_cannot_be_paired_is_refused(found, model, prompts, tmp_pat
         go(model, prompts, tmp_path, run=run, seeds=3)
     with pytest.raises(InputError, match="another model"):
         go(load_model("oracle:mixture"), prompts, tmp_path, run=run)
+    with pytest.raises(InputError, match="holds guidance"):
+        go(model, prompts, tmp_path, run=run, guidance=3.0)
+    fewer = prompts.with_name("fewer.jsonl")
+    fewer.write_text("\n".join(prompts.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(InputError, match="16 prompts"):
+        go(model, fewer, tmp_path, run=run)
 
 
 def test_nothing_memorized_is_said_before_the_sampling(model, prompts, tmp_path):

@@ -1,10 +1,19 @@
-"""A judge says whether a picture shows what its caption names; it has never seen a sample.
+"""A judge says what a picture shows, and how it looks; it has never seen a sample.
 
-Contents: `Judge`, `LabJudge`, `judge_of`.
+Formulas, with f the judge's k features of a picture, m and S their mean and covariance over scenes,
+and e_i, e_t the embeddings of a picture and of its caption by CLIP::
+
+    right             whether every emoji that the caption names is among the five best of all
+    scene_distance    sqrt((f - m)' S^-1 (f - m) / k)         about 1 for a scene
+    alignment         <e_i, e_t> / (||e_i||·||e_t||)
+
+Contents: `Judge`, `LabJudge`, `ClipJudge`, `judges_of`.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,31 +21,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.lab.judge import mistaken, recognised
+from mnemoscope.errors import ModelError
+from mnemoscope.lab.judge import features, mistaken, recognised
 from mnemoscope.lab.scenes import Scenes
 
 DESCRIBING = "describing"
 """Kind of a caption of the lab that names what it shows."""
 
+SCENES = 1024
+"""Scenes behind mean and covariance of the judge's 96 features: ten a feature."""
+
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whatever can say whether pictures show what captions name."""
+    """Whatever can say what pictures show."""
 
     @property
     def accuracy(self) -> str:
         """Return how far to trust it, in words."""
         ...
 
-    def right(
+    def look(
         self, images: Float[Tensor, "image 3 height width"], prompts: Sequence[Prompt]
-    ) -> Float[np.ndarray, " image"]:
-        """Return 1 where a picture shows what its caption names, else 0; NaN where untellable."""
+    ) -> Mapping[str, Float[np.ndarray, " image"]]:
+        """Return metrics of pictures beside their captions; NaN where one cannot be told."""
         ...
 
 
 class LabJudge:
-    """The lab's judge of emoji, for captions that name some."""
+    """The lab's judge of emoji."""
 
     @property
     def accuracy(self) -> str:
@@ -49,18 +62,87 @@ class LabJudge:
             f"caption names in {mistaken(scenes, captions):.1%}"
         )
 
-    def right(
+    def look(
         self, images: Float[Tensor, "image 3 height width"], prompts: Sequence[Prompt]
-    ) -> Float[np.ndarray, " image"]:
-        """Return 1 where every emoji named is among the five best, else 0; NaN for the others."""
-        told = np.full(len(prompts), np.nan)
+    ) -> Mapping[str, Float[np.ndarray, " image"]]:
+        """Return whether pictures show what describing captions name, and their strangeness."""
+        right = np.full(len(prompts), np.nan)
         can = [at for at, prompt in enumerate(prompts) if prompt.kind == DESCRIBING]
         if can:
             captions = [prompts[at].text for at in can]
-            told[can] = recognised(images[torch.tensor(can)], captions).double().numpy()
-        return told
+            right[can] = recognised(images[torch.tensor(can)], captions).double().numpy()
+        mean, root = self._usual
+        apart = torch.linalg.solve_triangular(
+            root, (features(images).double() - mean).T, upper=False
+        )
+        return {"right": right, "scene_distance": apart.square().mean(dim=0).sqrt().numpy()}
+
+    @cached_property
+    def _usual(self) -> tuple[Float[Tensor, " feature"], Float[Tensor, "feature feature"]]:
+        """Return mean and Cholesky root of the covariance of scenes' features."""
+        drawn = Scenes(93_000_000, pairs=1.0)
+        seen = torch.cat([features(drawn.batch(256)[0]) for _ in range(SCENES // 256)]).double()
+        return seen.mean(dim=0), torch.linalg.cholesky(seen.T.cov())
 
 
-def judge_of(model: str) -> Judge | None:
-    """Return the judge for a model's pictures; None where there is none."""
-    return LabJudge() if model.startswith("embedded") else None
+class ClipJudge:
+    """A CLIP model of the user's, loaded at the first look.
+
+    Args:
+        path: Its folder, as `transformers` saves it, tokenizer included.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        if not Path(path).is_dir():
+            raise ModelError(
+                f"no folder {self.path!r} of a CLIP model; give one that transformers has saved"
+            )
+
+    @property
+    def accuracy(self) -> str:
+        """Return what it is."""
+        return f"cosine of CLIP's embeddings, {Path(self.path).name}"
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        # Takes a second to import, and few ask for it.
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            given: dict[str, Any] = {"local_files_only": True}
+            model = CLIPModel.from_pretrained(self.path, use_safetensors=True, **given)
+            return model.eval(), CLIPProcessor.from_pretrained(self.path, **given)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.path!r} cannot be loaded as CLIP: {error}") from error
+
+    @torch.no_grad()
+    def look(
+        self, images: Float[Tensor, "image 3 height width"], prompts: Sequence[Prompt]
+    ) -> Mapping[str, Float[np.ndarray, " image"]]:
+        """Return the cosine of each picture and its caption."""
+        model, processor = self._loaded
+        given = processor(
+            text=[prompt.text for prompt in prompts],
+            images=list(images.clamp(0, 1)),
+            do_rescale=False,
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        out = model(**given)
+        return {"alignment": (out.image_embeds * out.text_embeds).sum(dim=1).double().numpy()}
+
+
+def judges_of(model: str, clip: str | Path | None = None) -> tuple[Judge, ...]:
+    """Return the judges of a model's pictures.
+
+    Args:
+        model: Name of the model; the embedded one has a judge of its own.
+        clip: Folder of a CLIP model, where there is one.
+
+    Raises:
+        ModelError: If there is no such folder.
+    """
+    found: list[Judge] = [LabJudge()] if model.startswith("embedded") else []
+    return (*found, ClipJudge(clip)) if clip is not None else tuple(found)

@@ -14,8 +14,8 @@ mitigation at several strengths, compare. What is interrupted goes on. The folde
 Contents: `Comparing`, `Trial`, `compare_mitigations`, `Compared`, `summary`.
 """
 
+import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite, nan
@@ -24,23 +24,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from mnemoscope import __version__
-from mnemoscope.core.gram import Gram
 from mnemoscope.core.stats import Estimate
-from mnemoscope.data.images import decode
-from mnemoscope.data.prompts import Prompt, PromptList
+from mnemoscope.data.prompts import PromptList
 from mnemoscope.errors import InputError
-from mnemoscope.evidence import Piece
+from mnemoscope.evidence import Bank, Piece, price_in
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.whole_path import WholePath
-from mnemoscope.flows.alignment import Judge, judge_of
+from mnemoscope.flows.alignment import judges_of
 from mnemoscope.flows.options import brought, loaded, recipe_of, values_of
+from mnemoscope.flows.outcomes import Reading, first_scores, mechanism_of
 from mnemoscope.flows.rows import Sat, sample_rows, similarity_rows
-from mnemoscope.flows.study import Notify, Study, StudyWorker, study_prompts
+from mnemoscope.flows.study import (
+    Notify,
+    Study,
+    StudyWorker,
+    duration,
+    seconds_a_row,
+    study_prompts,
+)
 from mnemoscope.flows.study import run as run_study
 from mnemoscope.mitigations import all_mitigations, parse
 from mnemoscope.mitigations.base import Mitigation
@@ -48,14 +52,17 @@ from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.ranking.markdown import shown, table
-from mnemoscope.ranking.outcomes import Comparison, Outcome, Values, compare
+from mnemoscope.ranking.outcomes import Comparison, compare
 from mnemoscope.reporting.figures import save
-from mnemoscope.reporting.fronts import fronts
+from mnemoscope.reporting.fronts import FACTS, ROWS, fronts
+from mnemoscope.reporting.mitigations import SHOWN
 from mnemoscope.runs.execute import Rows, Unit
 from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer, open_run, write_atomically
 from mnemoscope.runs.manifest import Manifest
+from mnemoscope.runs.records import sealed
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 from mnemoscope.severity.grade import MASKED, assess
@@ -77,12 +84,26 @@ class Comparing(Execution, Recipe, Source):
     )
     study: str | Path | None = option(None, "Run folder of a study without mitigation to use.")
     mitigations: tuple[str, ...] = option(
-        ("all",), "Mitigations, comma-separated, with settings in brackets; a plus chains several."
+        ("all",),
+        "Mitigations, comma-separated, as name, name:strength or name(setting=value,...); a plus "
+        "chains several.",
     )
     ladder: bool = option(True, "Compare each at several strengths, or at its own alone.")
     seeds: int = option(4, "Samples a prompt.")
     subset: int | None = option(
         None, "Use this many embedded prompts, one control in four, spread over all levels."
+    )
+    levels: tuple[float, ...] = option(
+        (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
+    )
+    controls: int | None = option(None, "Use this many embedded controls.")
+    similarity: tuple[str, ...] = option(
+        ("l2", MASKED),
+        "Similarity measures, comma-separated; the first says what counts as memorized.",
+    )
+    sscd: str | Path | None = option(None, "File of the SSCD network, TorchScript or ONNX.")
+    clip: str | Path | None = option(
+        None, "Folder of a CLIP model, by which alignment is measured as well."
     )
     cut: float = option(
         MEMORIZED_SHARE, "Share of samples that are copies if a prompt is memorized."
@@ -160,19 +181,6 @@ class TrialWorker(StudyWorker):
         }
 
 
-def mechanism_of(gram: Gram) -> dict[str, Float[np.ndarray, " sample"]]:
-    """Return what the founding paper looks at, a number a sample: k, w0 and wT.
-
-    Source: Kim et al. 2025, sections 4.2 and 5.
-    """
-    believed = gram.fit("x0_g", ["target"]).weights[:, 0, 0]
-    states = gram.states()
-    weights = states.fit("x", ["target", "x_T"]).weights
-    above = (weights[..., 0] - states.level.alpha).amax(dim=1)
-    below = (states.level.sigma - weights[..., 1]).amax(dim=1)
-    return {"k": believed.numpy(), "w0": above.numpy(), "wT": below.numpy()}
-
-
 def _nullable(values: Float[np.ndarray, " sample"]) -> list[float | None]:
     return [float(value) if isfinite(value) else None for value in values]
 
@@ -223,39 +231,43 @@ def compare_mitigations(
         InputError: If prompts have no images, none or all are memorized, or an option is wrong.
         RunError: If a folder cannot be used.
     """
+    say = notify or (lambda line: None)
     name = model if isinstance(model, str) else model.name
     asked = Comparing(model=name, prompts=None if prompts is None else str(prompts), **options)
     methods = chosen(asked.mitigations)
+    judges = judges_of(name, asked.clip)
     known = loaded(asked) if isinstance(model, str) else model
     if run is None and asked.study is not None:
         run = open_run(asked.study)
-    plain = _study(asked, Study, "study")
-    if run is None:
+    similarity = asked.similarity
+    if run is not None:
+        # What was measured without mitigation is what can be compared.
+        measures = tuple(map(str, run.manifest.options["similarity"]))
+        similarity = tuple(dict.fromkeys((measures[0], *({MASKED} & {*measures}))))
+    plain: Study = _study(asked, Study, "study", similarity=similarity)
+    held, _ = study_prompts(plain)
+    recipe = None if run is None else _paired(run, asked, known, held)
+    say(_price(asked, known, _ladder(methods, {}, asked.ladder), len(held), run is None))
+    if run is None or recipe is None:
         run = run_study(plain, model=known, notify=notify, progress=progress)
-    _check(run, asked, known)
-    measure = str(run.manifest.options["similarity"][0])
-    recipe = next(
-        key
-        for key, row in run.recipes.items()
-        if row["guidance"] == asked.guidance and row["intervention"] is None
+        recipe = next(iter(run.recipes))
+    truth = truth_of(
+        run, guidance=asked.guidance, measure=similarity[0], cut=asked.cut, recipe=recipe
     )
-    truth = truth_of(run, guidance=asked.guidance, measure=measure, cut=asked.cut, recipe=recipe)
     # Said before the sampling, which is what takes long.
     require_both(truth)
     scores, thresholds = _thresholds(run, recipe, asked.seed, truth)
     settings = _ladder(methods, thresholds, asked.ladder)
-    trial = _study(asked, Trial, "trial", interventions=tuple(map(str, settings)))
+    trial = _study(
+        asked, Trial, "trial", similarity=similarity, interventions=tuple(map(str, settings))
+    )
     done = run_study(
         trial, model=known, work=TrialWorker, derive=_graded, notify=notify, progress=progress
     )
-    judge = judge_of(name)
-    held, _ = study_prompts(plain)
-    table_of = _Samples(truth, held, asked.seeds, judge, measure, run)
-    base = table_of.outcome(run, recipe, None)
-    others = [
-        table_of.outcome(done, key, parse(str(row["intervention"])), base)
-        for key, row in done.recipes.items()
-    ]
+    texts = {prompt.prompt_id: prompt for prompt in held}
+    base, *others = Reading(truth, texts, asked.seeds, judges, similarity[0]).outcomes(
+        run, recipe, done
+    )
     flagged = scores > thresholds["threshold"]
     others += [one.behind(base, flagged) for one in others]
     populations = {
@@ -263,16 +275,35 @@ def compare_mitigations(
         OTHERS: truth.judged & ~truth.memorized,
     }
     rows = compare(others, base, populations, seed=asked.seed)
-    accuracy = "" if judge is None else judge.accuracy
+    accuracy = "; ".join(one.accuracy for one in judges)
     found = Compared(tuple(rows), truth, thresholds, accuracy, Path(asked.out))
     _write(found, known, asked)
     return found
 
 
+def _price(
+    asked: Comparing, model: Model, settings: Sequence[Intervention], prompts: int, plain: bool
+) -> str:
+    """Say what a comparison costs, all of it."""
+    asking = [*([None] if plain else []), *settings]
+    banks = [
+        Bank(model, recipe_of(asked, model, intervention=one), asked.seeds, asked.batch)
+        for one in asking
+    ]
+    calls = prompts * sum(price_in(bank, (WholePath(),)).calls for bank in banks)
+    return (
+        f"{len(settings)} settings x {prompts} prompts x {asked.seeds} seeds"
+        f"{', and as many without mitigation' if plain else ''}: {calls:,} network calls, about "
+        f"{duration(calls * seconds_a_row(banks[0]))} on {model.device}; what is on disk already "
+        "is not sampled again"
+    )
+
+
 def chosen(names: Sequence[str]) -> dict[Intervention, bool]:
     """Return mitigations by name, and whether their settings are to be kept.
 
-    Those given in brackets are. "all" stands for every method that needs no file of the user's.
+    Those given with a strength or in brackets are. "all" stands for every method that needs no
+    file of the user's.
 
     Raises:
         InputError: If a name is unknown.
@@ -283,13 +314,16 @@ def chosen(names: Sequence[str]) -> dict[Intervention, bool]:
             ready = (kind() for kind in all_mitigations().values() if not kind.files)
             found |= dict.fromkeys(ready, False)
         else:
-            found[parse(name)] = "(" in name
+            found[parse(name)] = "(" in name or ":" in name
     return found
 
 
 def _study(asked: Comparing, kind: type[Any], folder: str, **more: Any) -> Any:
     """Return the study of one part of a comparison."""
-    passed = ("scheduler", "steps", "eta", "noise", "seed", "seeds", "batch", "subset", "prompts")
+    passed = (
+        "scheduler", "steps", "eta", "noise", "seed", "seeds", "batch", "subset", "levels",
+        "controls", "prompts", "sscd",
+    )  # fmt: skip
     return kind(
         **{f.name: getattr(asked, f.name) for f in (*fields(Source), *fields(Execution))},
         **{name: getattr(asked, name) for name in passed},
@@ -301,21 +335,33 @@ def _study(asked: Comparing, kind: type[Any], folder: str, **more: Any) -> Any:
     )
 
 
-def _check(run: Run, asked: Comparing, model: Model) -> None:
-    """Refuse a study that samples cannot be paired with.
+def _paired(run: Run, asked: Comparing, model: Model, prompts: PromptList) -> str:
+    """Return the recipe of a study that samples can be paired with.
 
     Raises:
-        InputError: If it is of another model, or was sampled in another way.
+        InputError: If it is of another model or other prompts, or was sampled in another way.
     """
+    told = f"the study in {str(run.path)!r}"
     if run.manifest.model["digest"] != model.digest:
-        raise InputError(f"the study in {str(run.path)!r} is of another model than {model.name!r}")
+        raise InputError(f"{told} is of another model than {model.name!r}")
     options = run.manifest.options
     for name in ("seeds", "steps", "eta", "seed", "noise"):
         if options[name] != getattr(asked, name):
             raise InputError(
-                f"the study in {str(run.path)!r} has {name} {options[name]}, and {name} "
+                f"{told} has {name} {options[name]}, and {name} "
                 f"{getattr(asked, name)} was asked for; give --{name} {options[name]}"
             )
+    names = run.table("prompts", ["prompt_id"])["prompt_id"].to_pylist()
+    if names != [prompt.prompt_id for prompt in prompts]:
+        raise InputError(
+            f"{told} has {len(names)} prompts, and others than the {len(prompts)} asked for; give "
+            "its own --prompts, or its --subset, --levels and --controls"
+        )
+    for key, row in run.recipes.items():
+        if row["guidance"] == asked.guidance and row["intervention"] is None:
+            return key
+    held = sorted({row["guidance"] for row in run.recipes.values()})
+    raise InputError(f"{told} holds guidance {held}; give --guidance one of these")
 
 
 def _thresholds(
@@ -328,9 +374,7 @@ def _thresholds(
         `target`, the median gap of the noise estimates.
     """
     gram, keys = run.gram(law="path", recipe=recipe)
-    root = gram.d**0.5
-    score = (gram.square({"x0_c": 1.0, "x0_u": -1.0})[:, 0].sqrt() / root).numpy()
-    gap = (gram.square("gap")[:, 0].sqrt() / root).numpy()
+    score, gap = first_scores(gram), (gram.square("gap")[:, 0].sqrt() / gram.d**0.5).numpy()
     whose = np.asarray(keys["prompt_id"])
     means = np.array(
         [score[whose == name].mean() if (whose == name).any() else nan for name in truth.prompt_id]
@@ -356,175 +400,31 @@ def _ladder(
     """
     found: dict[str, Intervention] = {}
     for method, kept in methods.items():
-        settings = [method]
-        if isinstance(method, Mitigation):
-            default = type(method)().settings
-            unset = {
-                name: value
-                for name, value in thresholds.items()
-                if name in default and method.settings[name] == default[name]
-            }
-            one = replace(method, **unset)
-            settings = [one.at(s) for s in one.strengths] if ladder and not kept else [one]
+        one = _with(method, thresholds)
+        settings = [one]
+        if isinstance(one, Mitigation) and ladder and not kept:
+            settings = [one.at(strength) for strength in one.strengths]
         found |= {str(setting): setting for setting in settings}
     return list(found.values())
 
 
+def _with(method: Intervention, thresholds: Mapping[str, float]) -> Intervention:
+    """Return a method, or a chain of them, with the thresholds that it has a setting for."""
+    if isinstance(method, Chain):
+        return Chain(tuple(_with(part, thresholds) for part in method.parts))
+    if not isinstance(method, Mitigation):
+        return method
+    default = type(method)().settings
+    unset = {
+        name: value
+        for name, value in thresholds.items()
+        if name in default and method.settings[name] == default[name]
+    }
+    return replace(method, **unset)
+
+
 def _graded(writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity]) -> None:
     writer.append("severity", assess(Run(writer.path, manifest), loaded=loaded))
-
-
-def _rows(run: Run, name: str, recipe: str) -> list[dict[str, Any]]:
-    """Return the rows of a table that are of a recipe; a run may hold a hundred of them."""
-    # A unit is named by where it begins in the list and by its recipe.
-    units = [unit for unit in run.units(name) if unit.endswith(f"-{recipe}")]
-    return [row for unit in units for row in run.part(name, unit).to_pylist()]
-
-
-class _Samples:
-    """Brings the samples of runs into one order: prompts as the truth has them, seeds within.
-
-    Args:
-        truth: The prompts.
-        prompts: The same with their texts.
-        seeds: Samples a prompt.
-        judge: What says whether pictures show what captions name.
-        measure: The primary similarity measure.
-        run: The run of plain guidance, whose thresholds hold for all.
-    """
-
-    def __init__(
-        self,
-        truth: Truth,
-        prompts: PromptList,
-        seeds: int,
-        judge: Judge | None,
-        measure: str,
-        run: Run,
-    ) -> None:
-        held: dict[str, Prompt] = {prompt.prompt_id: prompt for prompt in prompts}
-        self.prompts = [held[name] for name in truth.prompt_id]
-        self.place = {name: at for at, name in enumerate(truth.prompt_id)}
-        self.shape = (len(self.prompts), seeds)
-        self.ordinary = truth.judged & ~truth.memorized
-        self.judge = judge
-        self.measures = (measure, MASKED)
-        self.thresholds = {
-            row["measure"]: row["threshold"] for row in run.table("null").to_pylist()
-        }
-        self.plain: Float[Tensor, "prompt seed 3 h w"] | None = None
-
-    def outcome(self, run: Run, recipe: str, by: Any, base: Outcome | None = None) -> Outcome:
-        """Return the outcome under one recipe of a run."""
-        rows = _rows(run, "samples", recipe)
-        values = {name: self._empty() for name in ("network_calls", "seconds", "saturation")}
-        images: Tensor | None = None
-        for row in rows:
-            at = self.place.get(row["prompt_id"]), row["seed"]
-            if at[0] is None or row["status"] != "ok":
-                continue
-            picture = decode(row["image"])
-            if images is None:
-                images = torch.full((*self.shape, *picture.shape), torch.nan)
-            images[at] = picture
-            values["network_calls"][at] = row["network_calls"]
-            values["seconds"][at] = row["seconds"]
-        if images is None:
-            raise InputError(f"no sample of {recipe} was finished")
-        values |= self._similar(run, recipe)
-        values |= self._looks(images, base)
-        values |= self._mechanism(run, recipe, base is None)
-        right = values["right"]
-        values["right_new"] = np.where(np.isfinite(right), right * (1 - values["copies"]), nan)
-        several = isinstance(by, Mitigation)
-        return Outcome(
-            "" if by is None else str(by),
-            "plain" if by is None else (by.name if several else str(by)),
-            by.strength if several else nan,
-            "" if by is None else by.source,
-            False,
-            values,
-        )
-
-    def _empty(self) -> Values:
-        return np.full(self.shape, nan)
-
-    def _similar(self, run: Run, recipe: str) -> dict[str, Values]:
-        own = {measure: self._empty() for measure in self.measures}
-        near = {measure: self._empty() for measure in self.measures}
-        for row in _rows(run, "similarities", recipe):
-            place = self.place.get(row["prompt_id"])
-            if row["measure"] not in self.measures or place is None or row["value"] is None:
-                continue
-            if row["relation"] not in ("own", "nearest"):
-                continue
-            side = own if row["relation"] == "own" else near
-            held = side[row["measure"]]
-            at = place, row["seed"]
-            held[at] = np.fmax(held[at], row["value"])
-        first = self.measures[0]
-
-        def exceeds(values: Mapping[str, Values], suffix: str) -> Values:
-            found = self._empty()
-            for measure, held in values.items():
-                cut = self.thresholds.get(f"{measure}{suffix}")
-                if cut is not None:
-                    told = np.where(np.isfinite(held), (held > cut).astype(float), nan)
-                    found = np.fmax(found, told)
-            return found
-
-        reproduced, elsewhere = exceeds(own, ""), exceeds(near, ":nearest")
-        return {
-            "severity": own[first],
-            "reproduced": reproduced,
-            "copies": np.fmax(reproduced, elsewhere),
-        }
-
-    def _looks(
-        self, images: Float[Tensor, "prompt seed 3 h w"], base: Outcome | None
-    ) -> dict[str, Values]:
-        prompts, seeds = self.shape
-        flat = images.flatten(0, 1)
-        fine = torch.isfinite(flat).flatten(1).all(dim=1)
-        right = np.full(prompts * seeds, nan)
-        if self.judge is not None:
-            every = [prompt for prompt in self.prompts for _ in range(seeds)]
-            told = self.judge.right(torch.nan_to_num(flat), every)
-            right = np.where(fine.numpy(), told, nan)
-        pairs = (images[:, :, None] - images[:, None]).square().flatten(3).mean(3).sqrt()
-        pairs[:, torch.eye(seeds, dtype=torch.bool)] = torch.nan
-        diversity = pairs.nanmean(dim=2).double().numpy()
-        found = {
-            "right": right.reshape(self.shape),
-            "diversity": diversity,
-            "saturation": (images.amax(2) - images.amin(2)).mean((2, 3)).double().numpy(),
-        }
-        if base is None:
-            self.plain = images
-        assert self.plain is not None, "plain guidance comes first"
-        moved = (images - self.plain).square().flatten(2).mean(2).sqrt().double().numpy()
-        usual = (base.values if base else found)["diversity"][self.ordinary]
-        apart = float(np.nanmean(usual)) if np.isfinite(usual).any() else 0.0
-        found["changed"] = moved / apart if apart > 0 else self._empty()
-        found["identical"] = np.where(np.isfinite(moved), (moved == 0).astype(float), nan)
-        return found
-
-    def _mechanism(self, run: Run, recipe: str, plain: bool) -> dict[str, Values]:
-        found = {name: self._empty() for name in ("k", "w0", "wT")}
-        if plain:
-            gram, keys = run.gram(law="path", recipe=recipe)
-            told = mechanism_of(gram)
-            rows = zip(keys["prompt_id"], keys["seed"], *told.values(), strict=True)
-        else:
-            rows = (
-                (row["prompt_id"], row["seed"], row["k"], row["w0"], row["wT"])
-                for row in _rows(run, "effects", recipe)
-            )
-        for prompt, seed, *numbers in rows:
-            if prompt in self.place:
-                for name, number in zip(found, numbers, strict=True):
-                    found[name][self.place[prompt], seed] = nan if number is None else number
-        return found
 
 
 def summary(found: Compared) -> str:
@@ -549,30 +449,6 @@ def summary(found: Compared) -> str:
     return "\n".join(head)
 
 
-SHOWN = {
-    MEMORIZED: (
-        ("severity", "severity"),
-        ("severity_95", "95 %"),
-        ("reproduced", "reproduced"),
-        ("copies", "copies any"),
-        ("right", "right"),
-        ("right_new", "right and new"),
-        ("diversity", "diversity"),
-        ("saturation", "saturation"),
-    ),
-    OTHERS: (
-        ("changed", "changed"),
-        ("identical", "identical"),
-        ("right", "right"),
-        ("copies", "copies any"),
-        ("saturation", "saturation"),
-        ("network_calls", "calls a sample"),
-        ("seconds", "seconds a sample"),
-    ),
-}
-"""What the tables show of each population, with its heading."""
-
-
 def _tables(found: Compared, gated: bool) -> list[str]:
     parts: list[str] = []
     for population, metrics in SHOWN.items():
@@ -583,16 +459,16 @@ def _tables(found: Compared, gated: bool) -> list[str]:
             and (row.outcome.gated == gated or not row.outcome.setting)
         ]
         known = {(row.outcome.setting, row.metric): row.value for row in here}
+        kept = [pair for pair in metrics if any(metric == pair[0] for _, metric in known)]
         names = dict.fromkeys(row.outcome.setting for row in here)
-        nothing = Estimate(nan, nan, nan, 0, "", "")
         lines = [
-            [f"`{name or 'none'}`", *(shown(known.get((name, m), nothing)) for m, _ in metrics)]
+            [f"`{name or 'none'}`", *(shown(known.get((name, metric))) for metric, _ in kept)]
             for name in names
         ]
         parts += [
             f"### {population.capitalize()} prompts",
             "",
-            table(["mitigation", *(title for _, title in metrics)], lines),
+            table(["mitigation", *(title for _, title in kept)], lines),
             "",
         ]
     return parts
@@ -616,12 +492,17 @@ def _write(found: Compared, model: Model, asked: Comparing) -> None:
         }
         for row in found.rows
     ]
+    origins = {
+        row.outcome.setting: "ours" if row.outcome.source.startswith("ours") else "published"
+        for row in found.rows
+        if row.outcome.setting
+    }
     sink = io.BytesIO()
     pq.write_table(TABLES["mitigations"].of_rows(rows), sink, compression="zstd")
     found.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(found.path / "mitigations.parquet", sink.getvalue())
+    write_atomically(found.path / ROWS, sink.getvalue())
     write_atomically(found.path / "mitigations.md", summary(found).encode())
-    panels = {f"mitigations-{name}": [panel] for name, panel in fronts(found.rows).items()}
+    panels = {f"mitigations-{name}": [panel] for name, panel in fronts(rows, origins).items()}
     if panels:
         save(panels, found.path / "mitigations.pdf")
     yes, no = found.truth.count(found.truth.judged)
@@ -639,8 +520,10 @@ def _write(found: Compared, model: Model, asked: Comparing) -> None:
         "left_out": int((~found.truth.judged).sum()),
         "thresholds": found.thresholds,
         "alignment": found.accuracy,
+        "origins": origins,
+        "files": {ROWS: hashlib.sha256(sink.getvalue()).hexdigest()},
     }
-    write_atomically(found.path / "bench.json", json.dumps(facts, indent=1).encode())
+    write_atomically(found.path / FACTS, sealed(facts))
 
 
 def _numbers(of: Estimate, names: tuple[str, str, str]) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 Flow of `run`: load model and prompts, say the price, run the units that are not on disk yet, then
 derive severity and the mechanism's tables from what was recorded.
 
-Contents: `Study`, `run`, `derived`.
+Contents: `Study`, `run`, `derived`; `study_prompts`, `seconds_a_row` and `duration`.
 """
 
 import hashlib
@@ -113,6 +113,10 @@ class Study(Execution, Sampling, Source):
     subset: int | None = option(
         None, "Use this many embedded prompts, one control in four, spread over all levels."
     )
+    levels: tuple[float, ...] = option(
+        (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
+    )
+    controls: int | None = option(None, "Use this many embedded controls.")
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2", "masked_l2"),
         "Similarity measures, comma-separated; the first says what counts as memorized.",
@@ -343,7 +347,7 @@ class StudyWorker:
         calls = self.calls(prompts)
         if self.model.has_uncond:
             calls += MEAN_DRAWS + sum(b.seeds for b in self.banks.values() if b.knows_start)
-        seconds = calls * _seconds_a_row(self.first)
+        seconds = calls * seconds_a_row(self.first)
         scales = len(self.banks)
         return (
             f"{len(prompts)} prompts x {self.study.seeds} seeds x {scales} guidance scale"
@@ -489,16 +493,26 @@ def _similarity(study: Study, name: str) -> Similarity:
 
 
 def study_prompts(study: Study) -> tuple[PromptList, PromptList]:
-    """Return the study's prompts, and those whose images are known."""
-    if study.subset is None or study.prompts is not None:
-        if study.subset is not None:
-            raise InputError("subset chooses among embedded prompts; cut the prompt file instead")
+    """Return the study's prompts, and those whose images are known.
+
+    Raises:
+        InputError: If a choice among embedded prompts is asked of a file.
+    """
+    chosen = [name for name in ("subset", "levels", "controls") if getattr(study, name)]
+    if not chosen and study.controls is None:
         prompts = listed(study.prompts, study.model)
         return prompts, prompts
+    if study.prompts is not None:
+        raise InputError(
+            f"{', '.join(chosen) or 'controls'} chooses among embedded prompts; cut the prompt "
+            "file instead"
+        )
     known = listed(None, study.model)
-    controls = study.subset // 4
-    some = embedded_prompts(planted=study.subset - controls, controls=controls)
-    return PromptList.of(some), known
+    controls = study.controls
+    if controls is None and study.subset is not None:
+        controls = study.subset // 4
+    planted = None if study.subset is None else max(0, study.subset - (controls or 0))
+    return PromptList.of(embedded_prompts(planted, controls, study.levels)), known
 
 
 def _write_inputs(
@@ -518,7 +532,7 @@ def _write_inputs(
 
 
 @torch.no_grad()
-def _seconds_a_row(bank: Bank) -> float:
+def seconds_a_row(bank: Bank) -> float:
     """Time one call of the network on a full batch, after one to warm up; seconds a row."""
 
     def timed(batch: Sequence[int]) -> float:

@@ -11,7 +11,7 @@ drawings of a denoiser under guidance are, so that a drawing counts by what it l
 whether its pixels fall on those of the artwork. How far to trust it is measured on other scenes:
 how often it finds what is shown, and how often it finds what another caption names.
 
-Contents: `shows`, `score`, `recognised`, `mistaken`, `train_judge`.
+Contents: `shows`, `score`, `features`, `recognised`, `mistaken`, `train_judge`.
 """
 
 from functools import cache
@@ -146,6 +146,17 @@ def score(images: Float[Tensor, "image 3 64 64"]) -> Float[Tensor, "image emoji"
         images: RGB from 0 to 1.
     """
     return torch.cat([_judge()(part * 2 - 1).amax((2, 3)) for part in images.split(256)])
+
+
+@torch.no_grad()
+def features(images: Float[Tensor, "image 3 64 64"]) -> Float[Tensor, "image feature"]:
+    """Return what the judge sees in pictures before it names anything, averaged over places.
+
+    Args:
+        images: RGB from 0 to 1.
+    """
+    inner = _judge()[:-1]
+    return torch.cat([inner(part * 2 - 1).mean((2, 3)) for part in images.split(256)])
 
 
 def _best(images: Float[Tensor, "image 3 64 64"]) -> Bool[Tensor, "image emoji"]:

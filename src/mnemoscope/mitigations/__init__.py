@@ -17,7 +17,7 @@ from mnemoscope.registry import classes, named, pick
 from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention
 
-_CALL = re.compile(r"\s*([\w:.-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_CALL = re.compile(r"\s*([\w.-]+)(?::([\d.]+))?\s*(?:\((.*)\))?\s*", re.DOTALL)
 _PLUS = re.compile(r"\+(?![^()]*\))")
 """A plus that stands within no brackets."""
 
@@ -45,13 +45,14 @@ def parse(text: str) -> Intervention:
     """Make an intervention of what a command line says: a name, and settings in brackets.
 
     Args:
-        text: Such as "guidance_interval" or "guidance_interval(strength=0.2,stop=0.9)"; several
-            with a plus between act one after the other.
+        text: Such as "guidance_interval", "guidance_interval:0.2", which is its strength, or
+            "guidance_interval(strength=0.2,stop=0.9)"; several with a plus between act one after
+            the other.
 
     Raises:
         InputError: If the name or a setting is unknown, or a value does not fit.
 
-    >>> parse("guidance_interval(strength=0.25)").strength
+    >>> parse("guidance_interval:0.25(stop=0.9)").strength
     0.25
     >>> str(parse("embedding_noise+guidance_interval(stop=0.9)"))
     'embedding_noise(strength=0.1)+guidance_interval(strength=0.2,stop=0.9)'
@@ -70,7 +71,8 @@ def _one(text: str) -> Mitigation:
     kind = get_mitigation(found[1])
     known = {setting.name: setting for setting in fields(kind)}
     given: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in (found[2] or "").split(","))):
+    listed = ([f"strength={found[2]}"] if found[2] else []) + (found[3] or "").split(",")
+    for part in filter(None, map(str.strip, listed)):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InputError(f"intervention {text!r}: expected setting=value, got {part!r}")

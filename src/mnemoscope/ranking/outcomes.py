@@ -4,10 +4,12 @@ Every value is one of a sample, and a metric a statistic over the samples of som
 
     severity     mean similarity to the prompt's own training images
     severity_95  its 95 % quantile over samples
-    reproduced   share of samples nearer to the prompt's own image than unrelated pairs are
-    copies       share of samples that near to any training image known
+    reproduced   share of samples that copy the prompt's own image (`severity.truth`)
+    copies       share of samples that copy any training image known
     right        share of samples that show what the caption names
     right_new    share that show it and are no copy
+    alignment    cosine of picture and caption by CLIP
+    scene_distance    distance to scenes in a judge's features, about 1 for a scene
     diversity    RMSE to the other seeds of the prompt
     saturation   mean over pixels of max - min of red, green and blue
     changed      RMSE to the same sample unmitigated, over that between two unmitigated seeds
@@ -42,6 +44,8 @@ AVERAGED = (
     "copies",
     "right",
     "right_new",
+    "alignment",
+    "scene_distance",
     "diversity",
     "saturation",
     "changed",

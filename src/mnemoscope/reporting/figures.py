@@ -122,6 +122,9 @@ _PLACE = (0.155, 0.3, 0.825, 0.565)
 _BARS = (0.36, 0.16, 0.6, 0.705)
 """The same for bars, which lie, so that their names are read without turning the head."""
 
+_WIDE = 0.023
+"""Share of the width of axes that a letter of a name takes."""
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 POINTS = 2000
@@ -219,7 +222,8 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
     ):
         across, up = axes.transData.transform((x, y))
         at = max(up + line / 2, floor + line)
-        left = axes.transAxes.inverted().transform((across, up))[0] < 0.2
+        # To the side on which the name has room.
+        left = axes.transAxes.inverted().transform((across, up))[0] < min(0.5, _WIDE * len(name))
         axes.annotate(
             name,
             (x, y),

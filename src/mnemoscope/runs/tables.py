@@ -653,6 +653,13 @@ _ALL = (
             _SEED,
             _RECIPE,
             Column(
+                "score",
+                pa.float64(),
+                "root mean square of x0_c - x0_u at the first call",
+                "latent",
+                nullable=True,
+            ),
+            Column(
                 "k",
                 pa.float64(),
                 "weight of the training image in the guided clean estimate at the first call",

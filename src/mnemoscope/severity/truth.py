@@ -7,6 +7,7 @@ Formulas, for a prompt under one recipe, by one similarity measure::
     memorized       share >= cut
     not memorized   share < cut, or there is no image of its own and no other image matched
     elsewhere       not memorized, and at least the cut of the samples copy another training image
+    copy            of a sample: among those of the share, or it copies another training image
     not judged      neither can be told: too few unrelated images for a threshold, or no sample
 
 A prompt that is not memorized and of which any sample copies *another* training image is left out
@@ -47,6 +48,8 @@ class Judgement:
         severity: Mean severity; NaN where it has no image of its own.
         share_elsewhere: Share of samples that give another image back; NaN where unknown.
         share_clear: Share that are nearer to its image than any unrelated pair; NaN where unknown.
+        own_seeds: Seeds of the samples behind the share; None where that cannot be told.
+        elsewhere_seeds: Seeds of those behind `share_elsewhere`; None where unknown.
     """
 
     memorized: bool | None
@@ -55,6 +58,14 @@ class Judgement:
     severity: float
     share_elsewhere: float = math.nan
     share_clear: float = math.nan
+    own_seeds: tuple[int, ...] | None = None
+    elsewhere_seeds: tuple[int, ...] | None = None
+
+    @property
+    def copies(self) -> frozenset[int] | None:
+        """Return the seeds of samples that copy any training image; None where unknown."""
+        known = [seeds for seeds in (self.own_seeds, self.elsewhere_seeds) if seeds is not None]
+        return frozenset(seed for seeds in known for seed in seeds) if known else None
 
     @property
     def counts(self) -> bool:
@@ -106,7 +117,8 @@ def judge(
     found: dict[str, Judgement] = {}
     for prompt, by in rows.items():
         own = by.get(measure, {})
-        share = max((_number(row["share"]) for row in by.values()), key=_or_least)
+        nearer = max(by.values(), key=lambda row: _or_least(_number(row["share"])))
+        share = _number(nearer["share"])
         grade = own.get("grade")
         memorized = None if math.isnan(share) and grade != "none" else _or_least(share) >= cut
         astray = _number(own.get("share_elsewhere"))
@@ -119,6 +131,8 @@ def judge(
             _number(own.get("mean")),
             astray,
             _number(own.get("share_clear")),
+            _seeds(nearer.get("own_seeds")),
+            _seeds(own.get("elsewhere_seeds")),
         )
     return found
 
@@ -244,6 +258,10 @@ def require_both(truth: Truth) -> None:
 
 def _number(value: float | int | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _seeds(seeds: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if seeds is None else tuple(seeds)
 
 
 def _or_least(share: float) -> float:
