@@ -509,6 +509,19 @@ def _bench_mitigations(asked: Any) -> None:
     _next("report", found.path)
 
 
+def _bench_adversary(asked: Any) -> None:
+    """Search for changes of prompt or noise that bring pictures back, past the detector."""
+    from dataclasses import asdict
+
+    from mnemoscope.flows.adversary import attack, told
+
+    options = asdict(asked)
+    model, prompts = options.pop("model"), options.pop("prompts")
+    found = attack(model, prompts, notify=_say, progress=True, **options)
+    typer.echo(told(found))
+    _say(f"in {found.path}")
+
+
 def list_(
     what: Annotated[
         str | None, typer.Argument(help="'detectors' says what each needs and costs.")
@@ -602,6 +615,7 @@ EXAMPLES = {
     "calibrate": "calibrate embedded --out calibration.json",
     "bench detectors": "bench detectors embedded --out runs/detectors",
     "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
+    "bench adversary": "bench adversary embedded --study runs/mitigations/study --seeds 2",
     "list": "list detectors",
     "verify": "verify runs/first",
     "version": "version",
@@ -611,6 +625,7 @@ EXAMPLES = {
 
 def _add_all() -> None:
     """Add the commands, the main one first."""
+    from mnemoscope.flows.adversary import Attacking
     from mnemoscope.flows.bench import Benchmark
     from mnemoscope.flows.calibrate import Calibrating
     from mnemoscope.flows.check import Checking
@@ -632,6 +647,7 @@ def _add_all() -> None:
         "calibrate": derived(Calibrating, _calibrate, again),
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
         "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),
+        "bench adversary": derived(Attacking, _bench_adversary, GOES_ON),
         "list": list_,
         "verify": verify,
         "version": version,

@@ -9,6 +9,7 @@ from mnemoscope.errors import InputError, RefusedError
 from mnemoscope.guarding.calibration import Calibration, Threshold, fingerprint
 from mnemoscope.guarding.live import guard
 from mnemoscope.lab.planted import load_table
+from mnemoscope.mitigations import parse
 from mnemoscope.models import load_model
 from mnemoscope.models.shipped import CALIBRATION
 from mnemoscope.sampling.hooks import Intervention
@@ -44,6 +45,17 @@ def test_suspicious_images_are_guided_by_the_mitigation(name):
         mitigated = live.run(4.0)
     torch.testing.assert_close(mitigated, live.run(1.0), atol=2e-4, rtol=2e-3)
     assert not torch.equal(mitigated, live.run(4.0))
+
+
+def test_a_chain_of_guides_steers_and_one_that_acts_elsewhere_is_refused():
+    live = pipelines.stable_diffusion()
+    both = "guidance_interval:0.999+magnitude_aware:0"
+    with guard(live.pipe, threshold=0.0, mitigation=both) as watched:
+        mitigated = live.run(4.0)
+    torch.testing.assert_close(mitigated, live.run(1.0), atol=2e-4, rtol=2e-3)
+    assert {record.action for record in watched.records} == {str(parse(both))}
+    with pytest.raises(InputError, match="acts on condition"):
+        guard(live.pipe, threshold=0.0, mitigation="embedding_noise+guidance_interval")
 
 
 def test_only_the_samples_of_suspicious_prompts_change():

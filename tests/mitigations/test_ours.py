@@ -1,5 +1,6 @@
 """Our own guides: identities that follow from their formulas, on made-up calls."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,31 @@ def test_a_single_seed_is_refused():
     for groups in (None, torch.tensor([0, 1])):
         with pytest.raises(InputError, match="two or more"):
             parse("seed_consensus").guide(step_of(groups=groups))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_is_capped_at_the_band(kind, tmp_path):
+    pull = drawn(4, 2, 4, 8, 8)
+    pull[1] *= 0.1
+    _, step = calls(kind, first=pull, later=pull)
+    wide = float(size(pull)[0])
+    alpha = float(step.point.level.alpha)
+    band = tmp_path / "band.json"
+    # Twice as wide at one end as at the other, and as wide as wanted at the call.
+    rows = [[alpha - 0.1, 0.3 * wide], [alpha + 0.1, 0.7 * wide]]
+    band.write_text(json.dumps({"band": rows}))
+    used = parse(f"capped_guidance(strength=2,band={band})").guide(step)
+    wanted = outputs(step, used=G * 0.25 * pull)["used"]
+    torch.testing.assert_close(used[0], wanted[0], **CLOSE)
+    assert torch.equal(used[1], step.guided()[1])
+    flat = parse(f"capped_guidance(strength=2,threshold={0.5 * wide})").guide(step)
+    torch.testing.assert_close(flat[0], wanted[0], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"band": []}', '{"band": [[0.5, 1], [0.5, 2]]}', '{"band": [[0.5, NaN]]}', "["]
+)
+def test_a_file_that_holds_no_band_is_refused(text, tmp_path):
+    (tmp_path / "band.json").write_text(text)
+    with pytest.raises(InputError, match="no band"):
+        parse(f"capped_guidance(band={tmp_path / 'band.json'})")

@@ -28,8 +28,13 @@ from mnemoscope.lab.scenes import Scenes
 DESCRIBING = "describing"
 """Kind of a caption of the lab that names what it shows."""
 
-SCENES = 1024
-"""Scenes behind mean and covariance of the judge's 96 features: ten a feature."""
+SCENES = 512
+"""Scenes behind mean and covariance of the judge's 96 features: five a feature."""
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_SPREAD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of red, green and blue by which CLIP was trained (Radford 2021)."""
 
 
 @runtime_checkable
@@ -107,13 +112,13 @@ class ClipJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         # Takes a second to import, and few ask for it.
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import CLIPModel, CLIPTokenizer
 
         try:
             given: dict[str, Any] = {"local_files_only": True}
             model = CLIPModel.from_pretrained(self.path, use_safetensors=True, **given)
-            return model.eval(), CLIPProcessor.from_pretrained(self.path, **given)
-        except (OSError, ValueError) as error:
+            return model.eval(), CLIPTokenizer.from_pretrained(self.path, **given)
+        except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{self.path!r} cannot be loaded as CLIP: {error}") from error
 
     @torch.no_grad()
@@ -121,17 +126,26 @@ class ClipJudge:
         self, images: Float[Tensor, "image 3 height width"], prompts: Sequence[Prompt]
     ) -> Mapping[str, Float[np.ndarray, " image"]]:
         """Return the cosine of each picture and its caption."""
-        model, processor = self._loaded
-        given = processor(
-            text=[prompt.text for prompt in prompts],
-            images=list(images.clamp(0, 1)),
-            do_rescale=False,
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-        )
-        out = model(**given)
+        model, tokenizer = self._loaded
+        texts = [prompt.text for prompt in prompts]
+        words = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+        seen = _as_clip_sees(images, int(model.config.vision_config.image_size))
+        out = model(**words, pixel_values=seen)
         return {"alignment": (out.image_embeds * out.text_embeds).sum(dim=1).double().numpy()}
+
+
+def _as_clip_sees(
+    images: Float[Tensor, "image 3 height width"], side: int
+) -> Float[Tensor, "image 3 side side"]:
+    """Resize the short side bicubically, crop at the centre, and normalize."""
+    high, wide = images.shape[2:]
+    scale = side / min(high, wide)
+    size = [max(side, round(high * scale)), max(side, round(wide * scale))]
+    resized = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    cut = resized.clamp(0, 1)[:, :, top : top + side, left : left + side]
+    mean, spread = (torch.tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_SPREAD))
+    return (cut - mean) / spread
 
 
 def judges_of(model: str, clip: str | Path | None = None) -> tuple[Judge, ...]:

@@ -9,14 +9,17 @@ mitigation at several strengths, compare. What is interrupted goes on. The folde
     mitigations.parquet    table `mitigations`
     mitigations.md         the comparison to read
     mitigations-*.png      the comparison to look at, beside a PDF
+    band.json              what guidance adds to ordinary prompts, level by level
     bench.json             what was asked, how prompts were judged, which thresholds were set
 
-Contents: `Comparing`, `Trial`, `compare_mitigations`, `Compared`, `summary`.
+Contents: `Comparing`, `compare_mitigations`, `Compared`, `summary`; what `adversary` shares:
+`Grounded`, `Ground`, `ground_of`, `Trial`, `TrialWorker`, `study_of`, `graded`, `with_thresholds`.
 """
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite, nan
 from pathlib import Path
@@ -24,18 +27,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Float
 
 from mnemoscope import __version__
 from mnemoscope.core.stats import Estimate
-from mnemoscope.data.prompts import PromptList
+from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, Piece, price_in
+from mnemoscope.evidence.gather import sit
+from mnemoscope.evidence.pieces.path import PathRecord
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.alignment import judges_of
+from mnemoscope.flows.memory import peak_bytes
 from mnemoscope.flows.options import brought, loaded, recipe_of, values_of
-from mnemoscope.flows.outcomes import Reading, first_scores, mechanism_of
+from mnemoscope.flows.outcomes import Reading, mechanism_of
 from mnemoscope.flows.rows import Sat, sample_rows, similarity_rows
 from mnemoscope.flows.study import (
     Notify,
@@ -52,7 +59,7 @@ from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.ranking.markdown import shown, table
-from mnemoscope.ranking.outcomes import Comparison, compare
+from mnemoscope.ranking.outcomes import Comparison, Outcome, compare
 from mnemoscope.reporting.figures import save
 from mnemoscope.reporting.fronts import FACTS, ROWS, fronts
 from mnemoscope.reporting.mitigations import SHOWN
@@ -74,21 +81,18 @@ PASS = 0.95
 
 MEMORIZED, OTHERS = "memorized", "others"
 
+BAND = "band.json"
+"""File of what guidance adds to ordinary prompts, level by level."""
+
 
 @dataclass(frozen=True)
-class Comparing(Execution, Recipe, Source):
-    """What to compare. Every field is an option of `mnemoscope bench mitigations`."""
+class Grounded(Execution, Recipe, Source):
+    """Which prompts of which model are sampled, and how memorized ones are told."""
 
     prompts: str | Path | None = option(
         None, "Prompt file with training images; the embedded model brings its own."
     )
     study: str | Path | None = option(None, "Run folder of a study without mitigation to use.")
-    mitigations: tuple[str, ...] = option(
-        ("all",),
-        "Mitigations, comma-separated, as name, name:strength or name(setting=value,...); a plus "
-        "chains several.",
-    )
-    ladder: bool = option(True, "Compare each at several strengths, or at its own alone.")
     seeds: int = option(4, "Samples a prompt.")
     subset: int | None = option(
         None, "Use this many embedded prompts, one control in four, spread over all levels."
@@ -97,19 +101,17 @@ class Comparing(Execution, Recipe, Source):
         (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
     )
     controls: int | None = option(None, "Use this many embedded controls.")
+    ids: tuple[str, ...] = option((), "Use the prompts of these names alone, comma-separated.")
     similarity: tuple[str, ...] = option(
         ("l2", MASKED),
         "Similarity measures, comma-separated; the first says what counts as memorized.",
     )
     sscd: str | Path | None = option(None, "File of the SSCD network, TorchScript or ONNX.")
-    clip: str | Path | None = option(
-        None, "Folder of a CLIP model, by which alignment is measured as well."
-    )
     cut: float = option(
         MEMORIZED_SHARE, "Share of samples that are copies if a prompt is memorized."
     )
-    out: str | Path = option("runs/mitigations", "Folder of the results.")
     batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+    out: str | Path = option("runs/mitigations", "Folder of the results.")
 
     def __post_init__(self) -> None:
         """Bring values to their type and refuse those that mean nothing.
@@ -123,6 +125,21 @@ class Comparing(Execution, Recipe, Source):
             raise InputError(f"cut {self.cut} given; expected a share of samples in (0, 1]")
         if self.intervention is not None:
             raise InputError("name what is compared in `mitigations`; plain guidance is the rest")
+
+
+@dataclass(frozen=True)
+class Comparing(Grounded):
+    """What to compare. Every field is an option of `mnemoscope bench mitigations`."""
+
+    mitigations: tuple[str, ...] = option(
+        ("all",),
+        "Mitigations, comma-separated, as name, name:strength or name(setting=value,...); a plus "
+        "chains several.",
+    )
+    ladder: bool = option(True, "Compare each at several strengths, or at its own alone.")
+    clip: str | Path | None = option(
+        None, "Folder of a CLIP model, by which alignment is measured as well."
+    )
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "Comparing":
@@ -231,44 +248,34 @@ def compare_mitigations(
         InputError: If prompts have no images, none or all are memorized, or an option is wrong.
         RunError: If a folder cannot be used.
     """
-    say = notify or (lambda line: None)
     name = model if isinstance(model, str) else model.name
     asked = Comparing(model=name, prompts=None if prompts is None else str(prompts), **options)
     methods = chosen(asked.mitigations)
     judges = judges_of(name, asked.clip)
     known = loaded(asked) if isinstance(model, str) else model
-    if run is None and asked.study is not None:
-        run = open_run(asked.study)
-    similarity = asked.similarity
-    if run is not None:
-        # What was measured without mitigation is what can be compared.
-        measures = tuple(map(str, run.manifest.options["similarity"]))
-        similarity = tuple(dict.fromkeys((measures[0], *({MASKED} & {*measures}))))
-    plain: Study = _study(asked, Study, "study", similarity=similarity)
-    held, _ = study_prompts(plain)
-    recipe = None if run is None else _paired(run, asked, known, held)
-    say(_price(asked, known, _ladder(methods, {}, asked.ladder), len(held), run is None))
-    if run is None or recipe is None:
-        run = run_study(plain, model=known, notify=notify, progress=progress)
-        recipe = next(iter(run.recipes))
-    truth = truth_of(
-        run, guidance=asked.guidance, measure=similarity[0], cut=asked.cut, recipe=recipe
-    )
-    # Said before the sampling, which is what takes long.
-    require_both(truth)
-    scores, thresholds = _thresholds(run, recipe, asked.seed, truth)
-    settings = _ladder(methods, thresholds, asked.ladder)
-    trial = _study(
-        asked, Trial, "trial", similarity=similarity, interventions=tuple(map(str, settings))
+
+    def price(prompts: int, plain: bool) -> str:
+        return _price(asked, known, _ladder(methods, {}, asked.ladder), prompts, plain)
+
+    ground = ground_of(asked, known, run, price=price, notify=notify, progress=progress)
+    truth, held = ground.truth, ground.prompts
+    settings = _ladder(methods, ground.settings, asked.ladder)
+    trial = study_of(
+        asked, Trial, "trial", similarity=ground.similarity, interventions=tuple(map(str, settings))
     )
     done = run_study(
-        trial, model=known, work=TrialWorker, derive=_graded, notify=notify, progress=progress
+        trial, model=known, work=TrialWorker, derive=graded, notify=notify, progress=progress
     )
     texts = {prompt.prompt_id: prompt for prompt in held}
-    base, *others = Reading(truth, texts, asked.seeds, judges, similarity[0]).outcomes(
-        run, recipe, done
+    read = Reading(truth, texts, asked.seeds, judges, truth.measure).outcomes(
+        ground.run, ground.recipe, done
     )
-    flagged = scores > thresholds["threshold"]
+    first = next(iter(held))
+    base, *others = [
+        _remembering(one, known, recipe_of(asked, known, intervention=setting), first)
+        for one, setting in zip(read, (None, *settings), strict=True)
+    ]
+    flagged = ground.scores > ground.thresholds["threshold"]
     others += [one.behind(base, flagged) for one in others]
     populations = {
         MEMORIZED: truth.judged & truth.memorized,
@@ -276,9 +283,103 @@ def compare_mitigations(
     }
     rows = compare(others, base, populations, seed=asked.seed)
     accuracy = "; ".join(one.accuracy for one in judges)
-    found = Compared(tuple(rows), truth, thresholds, accuracy, Path(asked.out))
+    found = Compared(tuple(rows), truth, ground.thresholds, accuracy, Path(asked.out))
     _write(found, known, asked)
     return found
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What mitigations are held against: plain guidance, judged, and what it sets.
+
+    Attributes:
+        run: The run without mitigation.
+        recipe: Its recipe.
+        truth: Which prompts are memorized.
+        prompts: The prompts.
+        similarity: Measures, the primary one first.
+        scores: First-call score of each prompt.
+        thresholds: What was set on half of the ordinary prompts, by setting.
+        band: File of what guidance adds to them.
+    """
+
+    run: Run
+    recipe: str
+    truth: Truth
+    prompts: PromptList
+    similarity: tuple[str, ...]
+    scores: Float[np.ndarray, " prompt"]
+    thresholds: Mapping[str, float]
+    band: Path
+
+    @property
+    def settings(self) -> dict[str, float | str]:
+        """Return what was set, by the settings of mitigations that take it."""
+        return {**self.thresholds, "band": str(self.band)}
+
+    @property
+    def memorized(self) -> dict[str, float]:
+        """Return the prompts that are memorized, with their first-call scores."""
+        here = self.truth.judged & self.truth.memorized
+        each = zip(self.truth.prompt_id, self.scores.tolist(), here, strict=True)
+        return {name: score for name, score, memorized in each if memorized}
+
+
+def ground_of(
+    asked: Grounded,
+    model: Model,
+    run: Run | None,
+    *,
+    price: Callable[[int, bool], str],
+    notify: Notify | None = None,
+    progress: bool = False,
+) -> Ground:
+    """Sample without mitigation, or take the run that did, and judge.
+
+    Args:
+        asked: What to compare.
+        model: The model.
+        run: A study without mitigation, where there is one.
+        price: Says what all of it costs, by the number of prompts and whether there is no study.
+        notify: Told the price first.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        InputError: If the study cannot be paired with, or none or all prompts are memorized.
+    """
+    if run is None and asked.study is not None:
+        run = open_run(asked.study)
+    similarity = asked.similarity
+    if run is not None:
+        # What was measured without mitigation is what can be compared.
+        measures = tuple(map(str, run.manifest.options["similarity"]))
+        similarity = tuple(dict.fromkeys((measures[0], *({MASKED} & {*measures}))))
+    plain: Study = study_of(asked, Study, "study", similarity=similarity)
+    held, _ = study_prompts(plain)
+    recipe = None if run is None else _paired(run, asked, model, held)
+    (notify or (lambda line: None))(price(len(held), run is None))
+    if run is None or recipe is None:
+        run = run_study(plain, model=model, notify=notify, progress=progress)
+        recipe = next(iter(run.recipes))
+    truth = truth_of(
+        run, guidance=asked.guidance, measure=similarity[0], cut=asked.cut, recipe=recipe
+    )
+    # Said before the sampling, which is what takes long.
+    require_both(truth)
+    scores, thresholds, levels = _thresholds(run, recipe, asked.seed, truth)
+    band = Path(asked.out) / BAND
+    write_atomically(band, json.dumps({"band": levels}).encode())
+    return Ground(run, recipe, truth, held, similarity, scores, thresholds, band)
+
+
+def _remembering(one: Outcome, model: Model, recipe: Recipe, prompt: Prompt) -> Outcome:
+    """Add to an outcome what a sample of it takes of memory, by two calls for one prompt."""
+    bank = Bank(model, recipe, seeds := one.values["seconds"].shape[1])
+    taken = peak_bytes(
+        lambda: sit(bank, [prompt], [0], [PathRecord(2)]), torch.device(model.device)
+    )
+    memory = np.where(np.isfinite(one.values["seconds"]), taken / seeds / 2**20, nan)
+    return replace(one, values={**one.values, "memory": memory})
 
 
 def _price(
@@ -318,24 +419,22 @@ def chosen(names: Sequence[str]) -> dict[Intervention, bool]:
     return found
 
 
-def _study(asked: Comparing, kind: type[Any], folder: str, **more: Any) -> Any:
+def study_of(asked: Grounded, kind: type[Any], folder: str, **more: Any) -> Any:
     """Return the study of one part of a comparison."""
     passed = (
         "scheduler", "steps", "eta", "noise", "seed", "seeds", "batch", "subset", "levels",
-        "controls", "prompts", "sscd",
+        "controls", "ids", "prompts", "sscd",
     )  # fmt: skip
     return kind(
         **{f.name: getattr(asked, f.name) for f in (*fields(Source), *fields(Execution))},
-        **{name: getattr(asked, name) for name in passed},
-        guidance=(asked.guidance,),
-        probes=False,
-        detectors=("none",),
-        out=str(Path(asked.out) / folder),
-        **more,
+        **{name: getattr(asked, name) for name in passed}
+        | {"guidance": (asked.guidance,), "probes": False, "detectors": ("none",)}
+        | {"out": str(Path(asked.out) / folder)}
+        | more,
     )
 
 
-def _paired(run: Run, asked: Comparing, model: Model, prompts: PromptList) -> str:
+def _paired(run: Run, asked: Grounded, model: Model, prompts: PromptList) -> str:
     """Return the recipe of a study that samples can be paired with.
 
     Raises:
@@ -366,33 +465,42 @@ def _paired(run: Run, asked: Comparing, model: Model, prompts: PromptList) -> st
 
 def _thresholds(
     run: Run, recipe: str, seed: int, truth: Truth
-) -> tuple[Float[np.ndarray, " prompt"], dict[str, float]]:
+) -> tuple[Float[np.ndarray, " prompt"], dict[str, float], list[tuple[float, float]]]:
     """Return the first-call score of each prompt, and what half of the ordinary ones set.
 
     Returns:
         Mean score of each prompt; `threshold`, the largest score of an ordinary prompt, and
-        `target`, the median gap of the noise estimates.
+        `target`, the median gap of the noise estimates; and the band, the largest rms of
+        x0_c - x0_u at each level.
     """
     gram, keys = run.gram(law="path", recipe=recipe)
-    score, gap = first_scores(gram), (gram.square("gap")[:, 0].sqrt() / gram.d**0.5).numpy()
+    root = gram.d**0.5
+    scores = (gram.square({"x0_c": 1.0, "x0_u": -1.0}).sqrt() / root).numpy()
+    gap = (gram.square("gap")[:, 0].sqrt() / root).numpy()
     whose = np.asarray(keys["prompt_id"])
-    means = np.array(
-        [score[whose == name].mean() if (whose == name).any() else nan for name in truth.prompt_id]
-    )
+    means = np.full((len(truth.prompt_id), scores.shape[1]), nan)
+    for at, name in enumerate(truth.prompt_id):
+        if (whose == name).any():
+            means[at] = scores[whose == name].mean(axis=0)
     ordinary = truth.judged & ~truth.memorized
     half = ordinary & truth.half(seed)
     # With few prompts one half may be empty.
     setting = half if half.sum() >= 5 else ordinary
     named = {name for name, here in zip(truth.prompt_id, setting, strict=True) if here}
-    rows = np.isin(whose, list(named))
-    return means, {
-        "threshold": float(np.quantile(means[setting & np.isfinite(means)], PASS)),
-        "target": float(np.median(gap[rows])),
+    widths = np.nanquantile(means[setting], PASS, axis=0)
+    band: dict[float, float] = {}
+    for alpha, width in zip(gram.level.alpha.tolist(), widths.tolist(), strict=True):
+        # Heun calls twice at a level.
+        band[alpha] = max(width, band.get(alpha, 0.0))
+    thresholds = {
+        "threshold": float(widths[0]),
+        "target": float(np.median(gap[np.isin(whose, list(named))])),
     }
+    return means[:, 0], thresholds, sorted(band.items())
 
 
 def _ladder(
-    methods: Mapping[Intervention, bool], thresholds: Mapping[str, float], ladder: bool
+    methods: Mapping[Intervention, bool], thresholds: Mapping[str, float | str], ladder: bool
 ) -> list[Intervention]:
     """Return every method at every strength, with the thresholds it has a setting for.
 
@@ -400,7 +508,7 @@ def _ladder(
     """
     found: dict[str, Intervention] = {}
     for method, kept in methods.items():
-        one = _with(method, thresholds)
+        one = with_thresholds(method, thresholds)
         settings = [one]
         if isinstance(one, Mitigation) and ladder and not kept:
             settings = [one.at(strength) for strength in one.strengths]
@@ -408,10 +516,10 @@ def _ladder(
     return list(found.values())
 
 
-def _with(method: Intervention, thresholds: Mapping[str, float]) -> Intervention:
+def with_thresholds(method: Intervention, thresholds: Mapping[str, float | str]) -> Intervention:
     """Return a method, or a chain of them, with the thresholds that it has a setting for."""
     if isinstance(method, Chain):
-        return Chain(tuple(_with(part, thresholds) for part in method.parts))
+        return Chain(tuple(with_thresholds(part, thresholds) for part in method.parts))
     if not isinstance(method, Mitigation):
         return method
     default = type(method)().settings
@@ -423,7 +531,8 @@ def _with(method: Intervention, thresholds: Mapping[str, float]) -> Intervention
     return replace(method, **unset)
 
 
-def _graded(writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity]) -> None:
+def graded(writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity]) -> None:
+    """Write the severity of a trial, and nothing else that is derived."""
     writer.append("severity", assess(Run(writer.path, manifest), loaded=loaded))
 
 

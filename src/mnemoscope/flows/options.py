@@ -22,7 +22,7 @@ from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 
-PATHS = ("prompts", "out", "sscd", "lora", "vae", "save", "ordinary", "study")
+PATHS = ("prompts", "out", "sscd", "lora", "vae", "save", "ordinary", "study", "clip")
 """Options that name a file or folder."""
 
 

@@ -26,6 +26,7 @@ from mnemoscope.mitigations import parse
 from mnemoscope.mitigations.base import Mitigation
 from mnemoscope.ranking.outcomes import AVERAGED, Outcome, Values
 from mnemoscope.runs.folder import Run
+from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.severity.truth import Truth, judge
 
@@ -156,7 +157,8 @@ class Reading:
 def mechanism_of(gram: Gram) -> dict[str, Float[np.ndarray, " sample"]]:
     """Return what the founding paper looks at, a number a sample: score, k, w0 and wT.
 
-    Source: Kim et al. 2025, sections 4.2 and 5; the score as in `first_scores`.
+    Source: Kim et al. 2025, sections 4.2 and 5; the score after Wen et al. 2024, told in clean
+        estimates.
     """
     believed = gram.fit("x0_g", ["target"]).weights[:, 0, 0]
     states = gram.states()
@@ -164,27 +166,22 @@ def mechanism_of(gram: Gram) -> dict[str, Float[np.ndarray, " sample"]]:
     above = (weights[..., 0] - states.level.alpha).amax(dim=1)
     below = (states.level.sigma - weights[..., 1]).amax(dim=1)
     return {
-        "score": first_scores(gram),
+        "score": (gram.square({"x0_c": 1.0, "x0_u": -1.0})[:, 0].sqrt() / gram.d**0.5).numpy(),
         "k": believed.numpy(),
         "w0": above.numpy(),
         "wT": below.numpy(),
     }
 
 
-def first_scores(gram: Gram) -> Float[np.ndarray, " sample"]:
-    """Return the rms of x0_c - x0_u at the first call, in units of the latents.
-
-    Source: Wen et al. 2024 (the gap's norm at the first step), told in clean estimates.
-    """
-    return (gram.square({"x0_c": 1.0, "x0_u": -1.0})[:, 0].sqrt() / gram.d**0.5).numpy()
-
-
 def _outcome(by: Intervention | None, values: Mapping[str, Values]) -> Outcome:
     if by is None:
         return Outcome("", "plain", nan, "", False, values)
-    one = isinstance(by, Mitigation)
-    name, strength = (by.name, by.strength) if one else (str(by), nan)
-    return Outcome(str(by), name, strength, by.source, False, values)
+    if isinstance(by, Mitigation):
+        return Outcome(str(by), by.name, by.strength, by.source, False, values)
+    # As the command line takes them, for lists of settings are too long for a figure.
+    parts = by.parts if isinstance(by, Chain) else ()
+    short = [f"{p.name}:{p.strength:g}" if isinstance(p, Mitigation) else p.name for p in parts]
+    return Outcome(str(by), "+".join(short) or by.name, nan, by.source, False, values)
 
 
 def _units(run: Run, table: str, recipe: str) -> list[str]:

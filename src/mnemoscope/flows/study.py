@@ -24,7 +24,7 @@ from mnemoscope import mechanism
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.data.references import References, swapped
 from mnemoscope.detectors import Detector
-from mnemoscope.errors import InputError
+from mnemoscope.errors import InputError, did_you_mean
 from mnemoscope.evidence import Bank, Piece, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS, reference_mean
 from mnemoscope.evidence.gather import gather, sit
@@ -117,6 +117,7 @@ class Study(Execution, Sampling, Source):
         (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
     )
     controls: int | None = option(None, "Use this many embedded controls.")
+    ids: tuple[str, ...] = option((), "Use the prompts of these names alone, comma-separated.")
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2", "masked_l2"),
         "Similarity measures, comma-separated; the first says what counts as memorized.",
@@ -498,6 +499,12 @@ def study_prompts(study: Study) -> tuple[PromptList, PromptList]:
     Raises:
         InputError: If a choice among embedded prompts is asked of a file.
     """
+    if study.ids:
+        known = listed(study.prompts, study.model)
+        held = {prompt.prompt_id: prompt for prompt in known}
+        if unknown := [name for name in study.ids if name not in held]:
+            raise InputError(did_you_mean(unknown[0], held, "prompt"))
+        return PromptList.of([held[name] for name in study.ids]), known
     chosen = [name for name in ("subset", "levels", "controls") if getattr(study, name)]
     if not chosen and study.controls is None:
         prompts = listed(study.prompts, study.model)

@@ -33,6 +33,7 @@ from mnemoscope.guarding.first_step import rows_of, scorer, scores_of
 from mnemoscope.guarding.record import ACTIONS, Action, Guarded, append
 from mnemoscope.mitigations import parse
 from mnemoscope.models.shipped import CALIBRATION
+from mnemoscope.sampling.chain import Chain
 from mnemoscope.sampling.hooks import Intervention, Step, ask, checked
 
 log = logging.getLogger(__name__)
@@ -315,9 +316,10 @@ def guiding(given: Intervention | str | None) -> Intervention:
         InputError: If it acts elsewhere than on guidance.
     """
     asked = given if isinstance(given, Intervention) else parse(given or DEFAULT)
+    parts = asked.parts if isinstance(asked, Chain) else (asked,)
     elsewhere = [
         hook for hook in ("condition", "branches", "noise", "attention")
-        if getattr(type(asked), hook) is not getattr(Intervention, hook)
+        if any(getattr(type(part), hook) is not getattr(Intervention, hook) for part in parts)
     ]  # fmt: skip
     if elsewhere:
         raise InputError(

@@ -16,7 +16,7 @@ Every value is one of a sample, and a metric a statistic over the samples of som
     identical    share of samples with every pixel as unmitigated
     k            weight of the training image in the guided clean estimate at the first call
     w0, wT       largest excess of w0 over the schedule; largest fall of wT below it
-    network_calls, seconds    price of a sample
+    network_calls, seconds, memory    price of a sample; MiB of tensors held at once
 
 Intervals are percentile bootstraps that draw prompts, then seeds within each; a change draws the
 same for both sides.
@@ -55,6 +55,7 @@ AVERAGED = (
     "wT",
     "network_calls",
     "seconds",
+    "memory",
 )
 """Metrics that are means over samples."""
 

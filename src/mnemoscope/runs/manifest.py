@@ -17,7 +17,7 @@ from mnemoscope.runs.tables import SCHEMA
 Status = Literal["started", "interrupted", "complete"]
 Flow = Literal["study", "detection", "explanation"]
 
-UNASKED: dict[str, Any] = {"filmstrip": 0, "levels": [], "controls": None}
+UNASKED: dict[str, Any] = {"filmstrip": 0, "levels": [], "controls": None, "ids": []}
 """Options that folders may lack, since they came later, and what was done then."""
 
 FREE = (

@@ -712,6 +712,29 @@ _ALL = (
         ),
     ),
     Table(
+        "adversary",
+        "what one search brings back under one mitigation, written by `mnemoscope bench adversary`",
+        (
+            Column("setting", pa.string(), "the mitigation with its settings; empty for none"),
+            Column("space", pa.string(), '"condition" or "noise"; "none" without perturbation'),
+            Column("search", pa.string(), '"random", "hide" or "recall"; "none" likewise'),
+            Column("radius", pa.float64(), "largest change, relative to what is changed", "1"),
+            Column(
+                "metric",
+                pa.string(),
+                '"samples": share of samples that copy a training image; and shares of prompts '
+                'for which some try does it: "back": a sample copies; "hidden": the prompt passes '
+                'the detector; "both": the prompt passes and a sample copies',
+            ),
+            Column("value", pa.float64(), "value; null where withheld", "1", nullable=True),
+            Column("low", pa.float64(), "lower end of its interval", "1", nullable=True),
+            Column("high", pa.float64(), "upper end of its interval", "1", nullable=True),
+            Column("prompts", pa.int64(), "memorized prompts it rests on", "1"),
+            Column("tries", pa.int64(), "tries the adversary had", "1"),
+            Column("reason", pa.string(), "why a number is missing", nullable=True),
+        ),
+    ),
+    Table(
         "checks",
         "one claim of the founding paper, against this run",
         (
