@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.errors import ModelError
+from mnemoscope.errors import InputError, ModelError
 from mnemoscope.flows.alignment import ClipJudge, LabJudge, judges_of
 from mnemoscope.lab.scenes import Scenes
 from tests.tiny import WIDTH, tiny_tokenizer
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 def test_alignment_is_the_cosine_of_clips_own_features(folder):
     pictures = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     prompts = [Prompt(str(at), text) for at, text in enumerate(("a cat", "dogs", "a cat"))]
-    (judge,) = judges_of("some/model", folder)
+    (judge,) = judges_of("some/model", clip=folder)
     assert isinstance(judge, ClipJudge)
     got = judge.look(pictures, prompts)["alignment"]
     model = CLIPModel.from_pretrained(folder).eval()
@@ -67,7 +67,7 @@ def test_alignment_is_the_cosine_of_clips_own_features(folder):
 
 def test_a_folder_that_holds_no_clip_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no folder"):
-        judges_of("some/model", tmp_path / "none")
+        judges_of("some/model", clip=tmp_path / "none")
     with pytest.raises(ModelError, match="cannot be loaded"):
         ClipJudge(tmp_path).look(torch.zeros(1, 3, SIDE, SIDE), [Prompt("a", "a cat")])
 
@@ -84,3 +84,15 @@ def test_scenes_are_as_far_from_scenes_as_scenes_are_and_noise_is_further():
     near, far = distances(scenes, captions), distances(noise, captions[:16])
     assert near.mean() == pytest.approx(1.0, abs=0.15)
     assert far.min() > near.max()
+
+
+def test_the_lab_judges_what_it_is_asked_to():
+    kinds = {
+        (model, judge): [type(one) for one in judges_of(model, judge)]
+        for model in ("embedded", "DIR/model")
+        for judge in ("auto", "lab", "none")
+    }
+    judged = {key for key, found in kinds.items() if found == [LabJudge]}
+    assert judged == {("embedded", "auto"), ("embedded", "lab"), ("DIR/model", "lab")}
+    with pytest.raises(InputError, match="judge 'laboratory'"):
+        judges_of("embedded", "laboratory")

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mnemoscope.core.level import Level
 from mnemoscope.errors import InputError, ModelError, RunError
-from mnemoscope.flows.study import Study, StudyWorker, run
+from mnemoscope.flows.study import Study, StudyWorker, run, study_prompts
+from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.mitigations.guidance_interval import GuidanceInterval
 from mnemoscope.models import load_model
 from mnemoscope.runs.folder import Writer, open_run
@@ -409,11 +410,32 @@ def test_unknown_names_are_refused_before_anything_is_written(prompts, tmp_path)
         ({"similarity": ("l3",)}, InputError, "Did you mean 'l2'"),
         ({"prompts": tmp_path / "none.txt"}, InputError, "no prompt file"),
         ({"prompts": None}, InputError, "brings no prompts"),
-        ({"subset": 3}, InputError, "subset"),
+        ({"subset": 900}, InputError, "there are"),
+        ({"levels": (5.0,)}, InputError, "levels"),
+        ({"ids": ("nobody",)}, InputError, "unknown prompt"),
     ):
         with pytest.raises(error, match=word):
             run(replace(small(prompts, tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_choice_of_prompts_is_spread_evenly_and_keeps_all_images():
+    def chosen(**options):
+        some, known = study_prompts(Study(model="embedded", **options))
+        return list(some), known
+
+    some, known = chosen(subset=12)
+    assert [p.prompt_id for p in some] == [p.prompt_id for p in embedded_prompts(9, 3)]
+    assert len(known) == len(embedded_prompts())
+    some, _ = chosen(levels=(5.0, 6.0), subset=12, controls=4)
+    planted = [prompt for prompt in some if prompt.group == "planted"]
+    assert len(planted) == 8
+    assert [prompt.group for prompt in some[8:]] == ["control"] * 4
+    assert sorted(prompt.level for prompt in planted) == [5] * 4 + [6] * 4
+    names = tuple(prompt.prompt_id for prompt in some[:3])
+    some, whole = chosen(ids=names)
+    assert tuple(prompt.prompt_id for prompt in some) == names
+    assert len(whole) == len(known)
 
 
 def test_prompts_without_images_have_what_needs_none(tmp_path):

@@ -21,12 +21,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.errors import ModelError
+from mnemoscope.errors import InputError, ModelError, did_you_mean
 from mnemoscope.lab.judge import features, mistaken, recognised
 from mnemoscope.lab.scenes import Scenes
 
 DESCRIBING = "describing"
 """Kind of a caption of the lab that names what it shows."""
+
+JUDGES = ("auto", "lab", "none")
 
 SCENES = 512
 """Scenes behind mean and covariance of the judge's 96 features: five a feature."""
@@ -148,15 +150,21 @@ def _as_clip_sees(
     return (cut - mean) / spread
 
 
-def judges_of(model: str, clip: str | Path | None = None) -> tuple[Judge, ...]:
+def judges_of(model: str, judge: str = "auto", clip: str | Path | None = None) -> tuple[Judge, ...]:
     """Return the judges of a model's pictures.
 
     Args:
-        model: Name of the model; the embedded one has a judge of its own.
+        model: Name of the model.
+        judge: "lab" for the lab's judge, "none" for nobody, "auto" for the lab's where the model
+            is the embedded one.
         clip: Folder of a CLIP model, where there is one.
 
     Raises:
+        InputError: If there is no such judge.
         ModelError: If there is no such folder.
     """
-    found: list[Judge] = [LabJudge()] if model.startswith("embedded") else []
+    if judge not in JUDGES:
+        raise InputError(did_you_mean(judge, JUDGES, "judge"))
+    lab = judge == "lab" or (judge == "auto" and model.startswith("embedded"))
+    found: list[Judge] = [LabJudge()] if lab else []
     return (*found, ClipJudge(clip)) if clip is not None else tuple(found)

@@ -95,12 +95,12 @@ class Grounded(Execution, Recipe, Source):
     study: str | Path | None = option(None, "Run folder of a study without mitigation to use.")
     seeds: int = option(4, "Samples a prompt.")
     subset: int | None = option(
-        None, "Use this many embedded prompts, one control in four, spread over all levels."
+        None, "Use this many of the prompts, one control in four, spread over all levels."
     )
     levels: tuple[float, ...] = option(
-        (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
+        (), "Use the prompts planted at these levels alone, comma-separated, and controls."
     )
-    controls: int | None = option(None, "Use this many embedded controls.")
+    controls: int | None = option(None, "Use this many controls.")
     ids: tuple[str, ...] = option((), "Use the prompts of these names alone, comma-separated.")
     similarity: tuple[str, ...] = option(
         ("l2", MASKED),
@@ -137,6 +137,11 @@ class Comparing(Grounded):
         "chains several.",
     )
     ladder: bool = option(True, "Compare each at several strengths, or at its own alone.")
+    judge: str = option(
+        "auto",
+        "Who says what pictures show: 'lab' is the lab's judge, which by itself judges the "
+        "embedded model alone, 'none' is nobody.",
+    )
     clip: str | Path | None = option(
         None, "Folder of a CLIP model, by which alignment is measured as well."
     )
@@ -251,7 +256,7 @@ def compare_mitigations(
     name = model if isinstance(model, str) else model.name
     asked = Comparing(model=name, prompts=None if prompts is None else str(prompts), **options)
     methods = chosen(asked.mitigations)
-    judges = judges_of(name, asked.clip)
+    judges = judges_of(name, asked.judge, asked.clip)
     known = loaded(asked) if isinstance(model, str) else model
 
     def price(prompts: int, plain: bool) -> str:

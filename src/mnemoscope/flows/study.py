@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mnemoscope import mechanism
-from mnemoscope.data.prompts import Prompt, PromptList
+from mnemoscope.data.prompts import Prompt, PromptList, stratified
 from mnemoscope.data.references import References, swapped
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, did_you_mean
@@ -58,7 +58,6 @@ from mnemoscope.flows.rows import (
     similarity_rows,
 )
 from mnemoscope.flows.scores import choose, methods_of, score_rows, union, unscored
-from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -94,6 +93,9 @@ BLOCK = 2048
 DELAY = 0.1
 """Seconds before a progress bar is drawn: the price comes first."""
 
+CONTROL = "control"
+"""Group of the prompts that were never planted."""
+
 PICTURES = 256
 """Training images whose thumbnails are written together, and most whose latents are held."""
 
@@ -111,12 +113,12 @@ class Study(Execution, Sampling, Source):
     seeds: int = option(10, "Samples a prompt.")
     out: str | Path = option("runs/study", "Run folder; an unfinished run in it is continued.")
     subset: int | None = option(
-        None, "Use this many embedded prompts, one control in four, spread over all levels."
+        None, "Use this many of the prompts, one control in four, spread over all levels."
     )
     levels: tuple[float, ...] = option(
-        (), "Use embedded prompts planted at these levels alone, comma-separated, and controls."
+        (), "Use the prompts planted at these levels alone, comma-separated, and controls."
     )
-    controls: int | None = option(None, "Use this many embedded controls.")
+    controls: int | None = option(None, "Use this many controls.")
     ids: tuple[str, ...] = option((), "Use the prompts of these names alone, comma-separated.")
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2", "masked_l2"),
@@ -505,21 +507,34 @@ def study_prompts(study: Study) -> tuple[PromptList, PromptList]:
         if unknown := [name for name in study.ids if name not in held]:
             raise InputError(did_you_mean(unknown[0], held, "prompt"))
         return PromptList.of([held[name] for name in study.ids]), known
-    chosen = [name for name in ("subset", "levels", "controls") if getattr(study, name)]
-    if not chosen and study.controls is None:
-        prompts = listed(study.prompts, study.model)
+    prompts = listed(study.prompts, study.model)
+    if study.subset is None and study.controls is None and not study.levels:
         return prompts, prompts
-    if study.prompts is not None:
-        raise InputError(
-            f"{', '.join(chosen) or 'controls'} chooses among embedded prompts; cut the prompt "
-            "file instead"
-        )
-    known = listed(None, study.model)
-    controls = study.controls
-    if controls is None and study.subset is not None:
-        controls = study.subset // 4
-    planted = None if study.subset is None else max(0, study.subset - (controls or 0))
-    return PromptList.of(embedded_prompts(planted, controls, study.levels)), known
+    return PromptList.of(_some(study, list(prompts))), prompts
+
+
+def _some(study: Study, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return some prompts, spread evenly over levels, families and kinds, controls last.
+
+    Raises:
+        InputError: If there are not as many, or none of a level.
+    """
+    known = {prompt.level for prompt in prompts}
+    if unknown := set(study.levels) - known:
+        raise InputError(f"levels {sorted(unknown)} given; the list has {sorted(known - {None})}")
+    controls = [prompt for prompt in prompts if prompt.group == CONTROL]
+    others = [prompt for prompt in prompts if prompt.group != CONTROL]
+    if study.levels:
+        others = [prompt for prompt in others if prompt.level in study.levels]
+    beside = study.controls
+    if beside is None and study.subset is not None:
+        beside = study.subset // 4
+    count = None if study.subset is None else max(0, study.subset - (beside or 0))
+    return [
+        prompt
+        for some, many, what in ((others, count, "planted"), (controls, beside, CONTROL))
+        for prompt in stratified(some, [(p.level, p.family, p.kind) for p in some], many, what)
+    ]
 
 
 def _write_inputs(

@@ -3,40 +3,27 @@
 Contents: `embedded_prompts`, `ordinary_prompts`.
 """
 
-from collections.abc import Collection
-
 from mnemoscope.data.prompts import Prompt, stratified
-from mnemoscope.errors import InputError
 from mnemoscope.lab.planted import load_controls, load_planted, load_table, more_controls
 
 ORDINARY = 150
 """Further captions of each kind that were never planted, beside the table's controls."""
 
 
-def embedded_prompts(
-    planted: int | None = None,
-    controls: int | None = None,
-    levels: Collection[float] = (),
-) -> tuple[Prompt, ...]:
+def embedded_prompts(planted: int | None = None, controls: int | None = None) -> tuple[Prompt, ...]:
     """Return the prompts of the embedded model, each with its picture.
 
     Args:
         planted: How many planted prompts, spread evenly over levels, families and kinds; fewer
             than there are of these span the levels. All where None.
         controls: How many controls, spread evenly over kinds; all where None.
-        levels: Levels of the planted prompts; all where empty.
 
     Returns:
         Planted prompts (group "planted"), then controls (group "control").
 
     Raises:
-        InputError: If a number is negative or more than there are, or there is no such level.
+        InputError: If a number is negative or more than there are.
     """
-    items = load_planted()
-    known = sorted({item.level for item in items})
-    if unknown := set(levels) - set(known):
-        raise InputError(f"levels {sorted(unknown)} given; the model inside has {known}")
-    some = [item for item in items if not levels or item.level in levels]
     return tuple(
         Prompt(
             prompt_id=item.id,
@@ -50,7 +37,7 @@ def embedded_prompts(
             mask=item.mask(),
         )
         for group, items, count in (
-            ("planted", some, planted),
+            ("planted", load_planted(), planted),
             ("control", load_controls(), controls),
         )
         for item in stratified(items, [(i.level, i.family, i.kind) for i in items], count, group)
