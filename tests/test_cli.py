@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from mnemoscope.cli import EXAMPLES, app, main
 from mnemoscope.data.prompts import load_prompts, named
 from mnemoscope.errors import InputError
+from mnemoscope.flows.adversary import Attacking
 from mnemoscope.flows.bench import Benchmark
 from mnemoscope.flows.check import Checking
 from mnemoscope.flows.comparison import Comparing
@@ -215,6 +216,7 @@ COMMANDS = {
     "check": Checking,
     "bench detectors": Benchmark,
     "bench mitigations": Comparing,
+    "bench adversary": Attacking,
 }
 
 
@@ -234,6 +236,7 @@ def test_help_names_the_main_command_first_and_shows_an_example_for_each():
     assert set(EXAMPLES) == {name for name in kinds if name not in ("bench", "lab")} | {
         "bench detectors",
         "bench mitigations",
+        "bench adversary",
     }
 
 
