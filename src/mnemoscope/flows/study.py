@@ -519,9 +519,9 @@ def _some(study: Study, prompts: Sequence[Prompt]) -> list[Prompt]:
     Raises:
         InputError: If there are not as many, or none of a level.
     """
-    known = {prompt.level for prompt in prompts}
+    known = {prompt.level for prompt in prompts if prompt.level is not None}
     if unknown := set(study.levels) - known:
-        raise InputError(f"levels {sorted(unknown)} given; the list has {sorted(known - {None})}")
+        raise InputError(f"levels {sorted(unknown)} given; the list has {sorted(known)}")
     controls = [prompt for prompt in prompts if prompt.group == CONTROL]
     others = [prompt for prompt in prompts if prompt.group != CONTROL]
     if study.levels:
