@@ -580,7 +580,7 @@ def _tables(found: Compared, gated: bool) -> list[str]:
             for name in names
         ]
         parts += [
-            f"### {population.removesuffix("s").capitalize()} prompts",
+            f"### {population.removesuffix('s').capitalize()} prompts",
             "",
             table(["mitigation", *(title for _, title in kept)], lines),
             "",

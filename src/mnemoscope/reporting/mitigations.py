@@ -140,7 +140,7 @@ def tables(held: Held, gated: bool) -> list[Table]:
             for setting, name in {row["setting"]: called(row) for row in here}.items()
         )
         if lines:
-            title = f"{population.removesuffix("s").capitalize()} prompts"
+            title = f"{population.removesuffix('s').capitalize()} prompts"
             found.append(Table(title, tuple(heading for _, heading in kept), lines))
     return found
 
