@@ -8,8 +8,9 @@ import pytest
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.errors import RunError
-from mnemoscope.runs.execute import Unit, chunk_of, chunks, execute, units_of
+from mnemoscope.runs.execute import Unit, chunk_of, execute, units_of
 from mnemoscope.runs.folder import Writer, open_run
+from mnemoscope.runs.parts import chunks
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.recipe import Recipe
 from tests.runs.test_folder import manifest

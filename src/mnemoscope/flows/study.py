@@ -67,13 +67,13 @@ from mnemoscope.runs.execute import (
     Rows,
     Unit,
     chunk_of,
-    chunks,
     size_of,
     units_of,
 )
 from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.runs.folder import CONSTANT, Run, Writer, begun
 from mnemoscope.runs.manifest import Manifest, packages
+from mnemoscope.runs.parts import chunks
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.batching import attempt
 from mnemoscope.sampling.loop import Progress

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.errors import MnemoscopeError
 from mnemoscope.runs.folder import COPY, MANIFEST, Writer, begun
+from mnemoscope.runs.parts import chunks
 from mnemoscope.sampling.batching import attempt
 from mnemoscope.sampling.recipe import Recipe
 
@@ -35,8 +35,6 @@ TAPE = 64 * 2**20
 
 ON_ACCELERATOR = 2**31
 """The same on an accelerator."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -137,13 +135,6 @@ def units_of(prompts: Iterable[Prompt], recipes: Iterable[Recipe], chunk: int) -
     for at, some in enumerate(chunks(prompts, chunk)):
         for index, recipe in enumerate(known):
             yield Unit(f"{at:06d}-{recipe.key}", at * chunk, some, recipe, index == 0)
-
-
-def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
-    """Cut an iterable into tuples of a size, the last one shorter."""
-    left = iter(items)
-    while some := tuple(islice(left, size)):
-        yield some
 
 
 def execute(

@@ -52,7 +52,7 @@ from mnemoscope.errors import MnemoscopeError, NeedsError, RunError
 from mnemoscope.runs import older
 from mnemoscope.runs.interruption import interruptible
 from mnemoscope.runs.manifest import Manifest, Status, now
-from mnemoscope.runs.parts import MAX_PART, decode, encode
+from mnemoscope.runs.parts import MAX_PART, chunks, decode, encode
 from mnemoscope.runs.records import read_bytes, sealed, sync_folder, unsealed, write_atomically
 from mnemoscope.runs.tables import SCHEMA, TABLES, Table, table_named
 
@@ -64,6 +64,9 @@ CONSTANT = "constants"
 """Unit whose commit has the digest of the constants."""
 READ = (1, 2, SCHEMA)
 """Schemas that can be read."""
+
+JOINED = 256
+"""Parts of a table that are joined at a time."""
 
 Commit = dict[str, dict[str, Any]]
 """SHA-256 and rows of what a unit wrote, by table; of the constants, under `CONSTANT`."""
@@ -100,7 +103,12 @@ class Run:
         """
         empty = self._viewed(table_named(name).schema.empty_table())
         some = empty if columns is None else empty.select(list(columns))
-        return pa.concat_tables([some, *self.parts(name, columns)])
+        # Thousands of small parts, held apart, take several times the memory of their rows.
+        joined = [
+            pa.concat_tables(parts).combine_chunks()
+            for parts in chunks(self.parts(name, columns), JOINED)
+        ]
+        return pa.concat_tables([some, *joined])
 
     def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield a table part by part, as `table` shows it; memory holds one part at a time."""

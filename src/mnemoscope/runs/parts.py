@@ -1,10 +1,12 @@
 """A part is the rows that one unit of work left in one table: a Parquet file that never changes.
 
-Contents: `encode`, `decode`.
+Contents: `encode`, `decode`, `chunks`.
 """
 
 import io
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,15 @@ from mnemoscope.runs.tables import Table
 
 MAX_PART = 2**29
 """Largest part that is read, in bytes, as a file and once it is unpacked."""
+
+Item = TypeVar("Item")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Cut an iterable into tuples of a size, the last one shorter."""
+    left = iter(items)
+    while some := tuple(islice(left, size)):
+        yield some
 
 
 def encode(table: Table, rows: pa.Table) -> bytes:
