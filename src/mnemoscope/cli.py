@@ -7,6 +7,7 @@ Exit status::
 
     0    done                          2    wrong input; the message says what to do
     3    done, but some samples are not finite or failed, or a run is not whole
+    4    an audit is done, and more than --fail-above gives a training image back
     129, 130, 143    interrupted by SIGHUP, SIGINT, SIGTERM
 """
 
@@ -32,6 +33,9 @@ from mnemoscope.options import help_of
 
 WORST = 5
 """Prompts that a study ends with."""
+
+ARGUMENTS = ("model", "dataset")
+"""Fields that are given without their name."""
 
 SHOWN = 20
 """Prompts that a detection shows on a terminal; a file or a pipe takes all."""
@@ -140,7 +144,7 @@ def derived(
     parameters: list[inspect.Parameter] = []
     for f in fields(kind):
         about_it, default, taken = help_of(f), f.default, _taken(f.type)
-        if f.name == "model":
+        if f.name in ARGUMENTS:
             mark: Any = typer.Argument(help=about_it)
         else:
             name = f.name.replace("_", "-")
@@ -440,6 +444,54 @@ def _explain(asked: Any) -> None:
         typer.echo(write(found, run.path / f"prompt-{name}", beside))
 
 
+def _audit(asked: Any, *, json: bool) -> None:
+    """Say which images of a data set a model gives back, and how many may have been missed."""
+    from json import dumps
+
+    from mnemoscope.flows.audit import audit
+    from mnemoscope.reporting.audit import found_of
+    from mnemoscope.reporting.text import percent
+
+    found = found_of(audit(asked, notify=_say, progress=True))
+    if json:
+        typer.echo(dumps(found.told(), indent=1))
+    else:
+        typer.echo(found.title)
+        for sentence in found.sentences:
+            typer.echo(sentence)
+        _returned(found)
+    _next("report", asked.out)
+    limit = asked.limit()
+    if limit is not None:
+        ends = f"{percent(found.share['low'])} to {percent(found.share['high'])}"
+        fails = found.exceeds(limit)
+        _say(f"--fail-above {asked.fail_above}: {'exceeded' if fails else 'held'}, {ends}")
+        if fails:
+            raise typer.Exit(4)
+
+
+def _returned(found: Any) -> None:
+    """Print the captions that give an image back, the surest first."""
+    from mnemoscope.reporting.text import percent
+
+    rows = found.given_back
+    if rows:
+        typer.echo()
+        _table(
+            ("samples", "items", "caption"),
+            [
+                (
+                    percent(max(row["share"] or 0.0, row["share_elsewhere"] or 0.0)),
+                    ", ".join(row["items"][:3]) + (" ..." if len(row["items"]) > 3 else ""),
+                    row["prompt"],
+                )
+                for row in rows[:SHOWN]
+            ],
+        )
+    if len(rows) > SHOWN:
+        _say(f"{len(rows) - SHOWN} more in table audited")
+
+
 def _calibrate(asked: Any) -> None:
     """Set the score above which a prompt of a model is suspicious, on ordinary prompts."""
     from mnemoscope.flows.calibrate import calibrate
@@ -612,6 +664,7 @@ EXAMPLES = {
     "detect": "detect embedded --prompt 'noto swan and twemoji bomb'",
     "explain": "explain embedded --prompt 'noto swan and twemoji bomb'",
     "check": "check CompVis/stable-diffusion-v1-4",
+    "audit": "audit my-fine-tune pictures/ --ordinary prompts.txt --out runs/audit",
     "calibrate": "calibrate embedded --out calibration.json",
     "bench detectors": "bench detectors embedded --out runs/detectors",
     "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
@@ -626,6 +679,7 @@ EXAMPLES = {
 def _add_all() -> None:
     """Add the commands, the main one first."""
     from mnemoscope.flows.adversary import Attacking
+    from mnemoscope.flows.audit import Audit
     from mnemoscope.flows.bench import Benchmark
     from mnemoscope.flows.calibrate import Calibrating
     from mnemoscope.flows.check import Checking
@@ -644,6 +698,9 @@ def _add_all() -> None:
         ),
         "explain": derived(Explaining, _explain, again),
         "check": derived(Checking, _check, again),
+        "audit": derived(
+            Audit, _audit, GOES_ON, {"json": "Print what was found as JSON, for a machine."}
+        ),
         "calibrate": derived(Calibrating, _calibrate, again),
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
         "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),

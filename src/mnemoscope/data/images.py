@@ -26,12 +26,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mnemoscope.data.packed import Packed
 from mnemoscope.errors import InputError
 
 Pixels = Float[Tensor, "3 h w"]
 Mask = Float[Tensor, "h w"]
-ImageSource = Path | Tensor
-"""A file, or pixels that are already in memory."""
+ImageSource = Path | Packed | Tensor
+"""A file, a picture inside a larger file, or pixels that are already in memory."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -86,7 +87,7 @@ def load_image(source: ImageSource, *, root: Path | None = None) -> TrainingImag
     their depth where Pillow does; transparent pixels lie on white.
 
     Args:
-        source: A PNG, JPEG or WebP file, or RGB pixels from 0 to 1.
+        source: A PNG, JPEG or WebP file, alone or packed, or RGB pixels from 0 to 1.
         root: Folder the file must lie in once every link is followed; not checked where None.
 
     Returns:
@@ -285,21 +286,25 @@ def resolve_inside(path: Path, root: Path | None) -> Path:
     return resolved
 
 
-def _read(path: Path, root: Path | None) -> bytes:
+def _read(path: Path | Packed, root: Path | None) -> bytes:
+    data = path.read() if isinstance(path, Packed) else _read_file(path, root)
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"image {str(path)!r} has more than {MAX_BYTES // 2**20} MiB; make a smaller copy"
+        )
+    return data
+
+
+def _read_file(path: Path, root: Path | None) -> bytes:
     resolved = resolve_inside(path, root)
     try:
         # Reading a pipe or a device would wait for ever.
         if not stat.S_ISREG(resolved.stat().st_mode):
             raise InputError(f"image {str(path)!r} is no regular file")
         with resolved.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"image {str(path)!r} cannot be read: {error}") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(
-            f"image {str(path)!r} has more than {MAX_BYTES // 2**20} MiB; make a smaller copy"
-        )
-    return data
 
 
 def _opened(data: bytes, name: str) -> Image.Image:

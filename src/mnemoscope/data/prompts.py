@@ -29,7 +29,7 @@ Columns::
 Any other column is left alone. Paths are relative to the file and must end inside its folder.
 
 Contents: `Prompt`; `PromptList` and `read_prompts`, a list as a stream; `load_prompts`, the whole
-list; `named`, texts as prompts.
+list; `named`, texts as prompts; `hashed` and `cleaned`, the name and the checks of a text.
 """
 
 import csv
@@ -125,12 +125,12 @@ class PromptList:
         digest: SHA-256 over what results depend on: ids, texts, labels and image names as written,
             and not where the list lies.
         count: Number of prompts.
-        source: Where they come from: a file, read anew by every pass, or memory.
+        source: Where they come from: what is gone through anew by every pass, or memory.
     """
 
     digest: str
     count: int
-    source: "_File | tuple[Prompt, ...]" = field(repr=False)
+    source: Iterable[Prompt] = field(repr=False)
 
     def __len__(self) -> int:
         return self.count
@@ -485,7 +485,7 @@ class _Names:
 
     def of(self, text: str, given: str | None) -> str | None:
         """Return the name of the next row; None where it is taken."""
-        name = given or _hashed(text, 0)
+        name = given or hashed(text, 0)
         key = _key(name)
         if given is None and self.taken is not None and key in self.taken:
             self.counts.setdefault(key, 1)
@@ -493,7 +493,7 @@ class _Names:
             k = self.counts[key]
             self.counts[key] += 1
             if given is None and k:
-                name = _hashed(text, k)
+                name = hashed(text, k)
                 key = _key(name)
         if self.taken is not None:
             if key in self.taken:
@@ -502,7 +502,8 @@ class _Names:
         return name
 
 
-def _hashed(text: str, k: int) -> str:
+def hashed(text: str, k: int = 0) -> str:
+    """Return the name of the k-th row of a text."""
     return hashlib.sha256(f"{text}\n{k}".encode()).hexdigest()[:16]
 
 
@@ -601,7 +602,7 @@ def _content(
 
 def _source_name(source: ImageSource) -> str:
     if not isinstance(source, Tensor):
-        return source.as_posix()
+        return source.as_posix() if isinstance(source, Path) else str(source)
     return pixels_id(source if source.ndim == 3 else source.expand(3, -1, -1))
 
 
@@ -610,7 +611,7 @@ def _read(place: str, row: Mapping[str, Any]) -> _Cells:
     text = next((row[n] for n in TEXT_COLUMNS if row.get(n) is not None), None)
     if not isinstance(text, str):
         raise InputError(f"{place}: the prompt must be text, got {_shown(text)}")
-    text = _clean(text, "prompt", place)
+    text = cleaned(text, "prompt", place)
     if not text.strip():
         raise InputError(f"{place}: the prompt is blank")
     given = _label(row.get("prompt_id"), "prompt_id", place)
@@ -634,7 +635,7 @@ def _image_names(row: Mapping[str, Any], place: str) -> list[str]:
     names: Any = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise InputError(f"{place}: images must be a path or a list of paths, got {_shown(given)}")
-    return [_clean(str(name), "images", place) for name in names if str(name).strip()]
+    return [cleaned(str(name), "images", place) for name in names if str(name).strip()]
 
 
 def _check_path(name: str, place: str, folder: Path, root: Path, inside: dict[str, bool]) -> None:
@@ -686,7 +687,7 @@ def _label(value: Any, name: str, place: str) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InputError(f"{place}: {name} must be text or a whole number, got {_shown(value)}")
-    return _clean(str(value), name, place)
+    return cleaned(str(value), name, place)
 
 
 def _whole(value: Any, name: str, place: str) -> int | None:
@@ -698,7 +699,17 @@ def _whole(value: Any, name: str, place: str) -> int | None:
     return int(text)
 
 
-def _clean(text: str, name: str, place: str) -> str:
+def cleaned(text: str, name: str, place: str) -> str:
+    """Return a text of a row once it is known to be fit to be a prompt.
+
+    Args:
+        text: The text.
+        name: What it is called.
+        place: Where it stands.
+
+    Raises:
+        InputError: If it is too long, or holds control characters.
+    """
     if len(text) > MAX_TEXT:
         raise InputError(f"{place}: {name} has {len(text)} characters, more than {MAX_TEXT}")
     if bad := _FORBIDDEN.search(text):

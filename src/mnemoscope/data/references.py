@@ -23,6 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+from torch import Tensor
+
 from mnemoscope.data.images import (
     ImageSource,
     Mask,
@@ -34,6 +36,7 @@ from mnemoscope.data.images import (
     pixels_id,
     thumbnail,
 )
+from mnemoscope.data.packed import Packed
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.errors import InputError
 
@@ -102,10 +105,10 @@ class References(Sequence[Reference]):
     def __init__(self, prompts: Iterable[Prompt], size: tuple[int, int] | None = None) -> None:
         self.prompts = prompts if isinstance(prompts, PromptList) else tuple(prompts)
         self.size = size
-        self._held: OrderedDict[int | Path, Reference] = OrderedDict()
+        self._held: OrderedDict[int | Path | Packed, Reference] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_held": OrderedDict[int | Path, Reference]()}
+        return vars(self) | {"_held": OrderedDict[int | Path | Packed, Reference]()}
 
     @cached_property
     def _catalogue(self) -> _Catalogue:
@@ -118,16 +121,16 @@ class References(Sequence[Reference]):
         named: list[list[str]] = []
         trained: list[bool] = []
         place: dict[str, int] = {}
-        known: dict[Path, int] = {}
+        known: dict[Path | Packed, int] = {}
         own: dict[str, tuple[int, ...]] = {}
         for prompt in self.prompts:
             mine: list[int] = []
             for source in prompt.images:
-                at = known.get(source) if isinstance(source, Path) else None
+                at = None if isinstance(source, Tensor) else known.get(source)
                 if at is None:
                     image = load_image(source)
                     at = place.setdefault(image.reference_id, len(found))
-                    if isinstance(source, Path):
+                    if not isinstance(source, Tensor):
                         known[source] = at
                     if at == len(found):
                         found.append(_entry(image, source, prompt.mask))
@@ -219,7 +222,7 @@ class References(Sequence[Reference]):
         if not prompt.images:
             return None
         source = prompt.images[0]
-        if not isinstance(source, Path):
+        if isinstance(source, Tensor):
             return self._shrunk("", load_image(source).pixels, None).pixels
         if source not in self._held:
             image = load_image(source)
@@ -252,7 +255,7 @@ class References(Sequence[Reference]):
             pixels = fit(pixels, self.size)
         return Reference(name, pixels, None if mask is None else _brought(load_mask(mask), pixels))
 
-    def _keep(self, key: int | Path, reference: Reference) -> Reference:
+    def _keep(self, key: int | Path | Packed, reference: Reference) -> Reference:
         self._held[key] = reference
         while len(self._held) > CACHED:
             self._held.popitem(last=False)

@@ -22,7 +22,10 @@ from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
 
-PATHS = ("prompts", "out", "sscd", "lora", "vae", "save", "ordinary", "study", "clip")
+PATHS = (
+    "prompts", "dataset", "held_out", "out", "sscd", "lora", "vae", "save", "ordinary", "study",
+    "clip",
+)  # fmt: skip
 """Options that name a file or folder."""
 
 

@@ -178,7 +178,9 @@ def run(
     study: Study,
     *,
     model: Any = None,
-    work: "type[StudyWorker] | None" = None,
+    prompts: PromptList | None = None,
+    known: PromptList | None = None,
+    work: "Callable[..., StudyWorker] | None" = None,
     derive: Derive | None = None,
     notify: Notify | None = None,
     progress: bool = False,
@@ -188,6 +190,8 @@ def run(
     Args:
         study: The study.
         model: Its model, if it is loaded already; a pipeline object does as well.
+        prompts: Its prompts, if they are in memory already.
+        known: Prompts whose images are known, if more than its own.
         work: What does its units.
         derive: Writes the derived tables.
         notify: Told the price first, then what was found on disk and what is done.
@@ -203,14 +207,15 @@ def run(
         KeyboardInterrupt: If it was interrupted; the same study continues where it stopped.
     """
     say = notify or (lambda line: None)
-    prompts, known = study_prompts(study)
+    if prompts is None:
+        prompts, known = study_prompts(study)
     detectors = choose(study.detectors)
     measures = {name: _similarity(study, name) for name in study.similarity}
     model = loaded(study) if model is None else as_model(model)
     with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False, delay=DELAY) as bar:
         made = work or StudyWorker
         worker = made(study, model, detectors, lambda rows: _update(bar, rows))
-        worker.know(prompts, References(known, model.image_size), measures)
+        worker.know(prompts, References(known or prompts, model.image_size), measures)
         manifest = worker.manifest(prompts)
         with Writer.open(Path(study.out), manifest) as writer:
             if study.retry:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mnemoscope.runs.tables import SCHEMA
 
 Status = Literal["started", "interrupted", "complete"]
-Flow = Literal["study", "detection", "explanation"]
+Flow = Literal["study", "detection", "explanation", "audit"]
 
 UNASKED: dict[str, Any] = {"filmstrip": 0, "levels": [], "controls": None, "ids": []}
 """Options that folders may lack, since they came later, and what was done then."""

@@ -601,6 +601,67 @@ _ALL = (
         ),
     ),
     Table(
+        "items",
+        "one item of a data set, written by `mnemoscope audit`",
+        (
+            Column("item", pa.int64(), "its place in the set, from 0", "1"),
+            Column("name", pa.string(), "where it stands in the set"),
+            Column("prompt_id", pa.string(), "name of its caption", nullable=True),
+            Column("reference_id", pa.string(), "name of its picture", nullable=True),
+            Column(
+                "print",
+                pa.binary(),
+                "means of its picture over 8 x 8 blocks, RGB of 8 bits, channel by channel",
+                nullable=True,
+            ),
+            Column("reason", pa.string(), "why a part of it cannot be used", nullable=True),
+        ),
+    ),
+    Table(
+        "funnel",
+        "one stage of an audit",
+        (
+            Column("stage", pa.string(), "the stage"),
+            Column("items", pa.int64(), "items or captions that went in", "1"),
+            Column("kept", pa.int64(), "those that went on", "1"),
+            Column("network_calls", pa.int64(), "evaluations of the network, all branches", "1"),
+        ),
+    ),
+    Table(
+        "audited",
+        "one caption that an audit sampled in full",
+        (
+            _PROMPT,
+            Column("prompt", pa.string(), "the caption"),
+            Column(
+                "chosen",
+                pa.string(),
+                'why: "score", "repeats", drawn from the stratum "nearest" or "others" of what was '
+                'dropped, or "ordinary"',
+            ),
+            Column(
+                "tail",
+                pa.float64(),
+                "share of captions that score at least as high, by the detector by which that is "
+                "least",
+                "1",
+                nullable=True,
+            ),
+            Column("repeats", pa.int64(), "items with this caption or its picture", "1"),
+            Column("state", pa.string(), "what is known of it, in the words of a study"),
+            Column("share", pa.float64(), "share of samples that copy an own image", "1", True),
+            Column(
+                "share_elsewhere",
+                pa.float64(),
+                "share of samples that copy another image of the set",
+                "1",
+                nullable=True,
+            ),
+            Column("references", pa.list_(pa.string()), "pictures that its samples give back"),
+            Column("items", pa.list_(pa.string()), "items that show them, by name"),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (

@@ -322,7 +322,11 @@ class Parted(Tables, Protocol):
 
 
 def assess(
-    run: Parted, *, loaded: Mapping[str, Similarity] | None = None, rate: float = RATE
+    run: Parted,
+    *,
+    loaded: Mapping[str, Similarity] | None = None,
+    nearest: Mapping[str, Float[np.ndarray, " image"]] | None = None,
+    rate: float = RATE,
 ) -> dict[str, pa.Table]:
     """Derive the tables of severity and of its nulls from a run, a unit at a time.
 
@@ -333,6 +337,8 @@ def assess(
     Args:
         run: A run with the tables prompts, references, samples and similarities.
         loaded: Similarities that are loaded already, by name; others are loaded as needed.
+        nearest: Similarity of some training images to the nearest unrelated one by each measure,
+            where samples were compared with more images than the run holds.
         rate: Share of unrelated pairs that may exceed a threshold.
 
     Returns:
@@ -355,7 +361,10 @@ def assess(
             nulls += nothing
             continue
         index = similarity.index(pictures)
-        fitted = measured_nulls(index, pictures, kin, size, measure=measure, rate=rate)
+        fitted = measured_nulls(
+            index, pictures, kin, size,
+            measure=measure, nearest=(nearest or {}).get(measure), rate=rate,
+        )  # fmt: skip
         nulls += fitted
         for recipe, some in made.items():
             pairs = generated_pairs(index, some.prompt_ids, some.pixels, kin, templates)

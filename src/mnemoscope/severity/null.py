@@ -235,6 +235,7 @@ def measured_nulls(
     size: tuple[int, int],
     *,
     measure: str,
+    nearest: Float[np.ndarray, " image"] | None = None,
     rate: float = RATE,
 ) -> tuple[Null, Null]:
     """Compare training images with each other, each cropped and resized like a sample.
@@ -248,6 +249,8 @@ def measured_nulls(
         kin: What is known of each.
         size: Height and width of a sample.
         measure: Name the nulls are filed under.
+        nearest: Similarity of some images to the nearest unrelated one, where more are known than
+            these; found among these where not given.
         rate: Share of unrelated pairs that may exceed a threshold.
 
     Returns:
@@ -256,15 +259,16 @@ def measured_nulls(
     count = len(references)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(np.intp))
     values, apart = np.empty((len(chosen), len(chosen))), np.empty((len(chosen),) * 2, dtype=bool)
-    nearest = np.empty(len(chosen))
+    closest = np.empty(len(chosen))
     for start in range(0, len(chosen), BLOCK):
         rows = slice(start, start + BLOCK)
         images = torch.stack([fit(references[at].pixels, size) for at in chosen[rows].tolist()])
         found = index.compare(images).numpy()
         away = unrelated(kin, chosen[rows].tolist())
-        nearest[rows] = _nearest(found, away & np.isfinite(found))
+        closest[rows] = _nearest(found, away & np.isfinite(found))
         values[rows], apart[rows] = found[:, chosen], away[:, chosen]
-    return fit_nulls(measure, values, apart, nearest=nearest, rate=rate)
+    known = closest if nearest is None else nearest
+    return fit_nulls(measure, values, apart, nearest=known, rate=rate)
 
 
 def generated_pairs(

@@ -1,0 +1,637 @@
+"""An audit says which images of a data set a model gives back, and how many it may have missed.
+
+Flow of `audit`, each stage a run folder that goes on where it was stopped::
+
+    DIR          what each item is, and in the end what was found: tables items, funnel, audited
+                 and statistics
+    DIR/screen   every distinct caption by a few network calls: a detection
+    DIR/confirm  the suspicious captions in full, and as a sample some of the others, every picture
+                 against the whole set: a study
+
+The suspicious are those that some detector finds furthest out, and those that repeat
+(`ranking.funnel`). What was dropped is drawn from at random, so what the funnel misses is measured
+(`ranking.prevalence`). A caption gives an image back where it is memorized, or copies another image
+of the set, in the words of a study (`severity.truth`).
+
+Contents: `Audit`, `audit`.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from mnemoscope.core.stats import Estimate
+from mnemoscope.data.images import ImageSource, load_image
+from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
+from mnemoscope.data.sets import Captions, DataSet, Item, read_set
+from mnemoscope.detectors import Detector
+from mnemoscope.errors import InputError
+from mnemoscope.evidence import Bank, price_in
+from mnemoscope.evidence.bank import MEAN_DRAWS
+from mnemoscope.evidence.pieces.pictures import Pictures
+from mnemoscope.flows.confirming import ConfirmWorker, Images, certain, known_prompts
+from mnemoscope.flows.detect import DELAY, Notify, detect
+from mnemoscope.flows.options import (
+    as_model,
+    brought,
+    given,
+    loaded,
+    recipe_of,
+    resolved,
+    values_of,
+)
+from mnemoscope.flows.scores import choose, methods_of, union
+from mnemoscope.flows.study import Study
+from mnemoscope.flows.study import run as run_study
+from mnemoscope.models.base import Model
+from mnemoscope.models.source import Source
+from mnemoscope.options import option
+from mnemoscope.ranking.funnel import FROM_NEAREST, STRATA, Plan, plan, strata_of, tails
+from mnemoscope.ranking.prevalence import Stratum, drawn_for, exact, prevalence
+from mnemoscope.reporting.audit import ANALYSIS, GIVEN_BACK, ORDINARY, RECALL, SHARE, SURE
+from mnemoscope.runs.execute import chunks
+from mnemoscope.runs.folder import Run, Writer
+from mnemoscope.runs.manifest import Manifest, packages
+from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.recipe import Recipe
+from mnemoscope.severity.nearest import BYTES, NOTHING, Whole, fingerprint
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
+from mnemoscope.similarity import Similarity
+
+ITEMS = 1024
+"""Items whose rows are written together."""
+LEAST = 20
+"""Fewest captions that are taken as suspicious, and that are drawn from the others."""
+OWN = 8
+"""Most images that a caption counts as its own; of one that repeats more often, the first."""
+FEWEST = 4
+"""Fewest captions that a budget has to reach for: suspicious, repeated, and one of each stratum."""
+SHOWN = 20
+"""Most items that are named for an image that was given back."""
+
+
+@dataclass(frozen=True)
+class Audit(Recipe, Source):
+    """What to audit. Every field is an option of `mnemoscope audit`."""
+
+    dataset: str | Path | None = option(
+        None,
+        "Images with captions: a folder, .jsonl, .csv, .parquet, WebDataset .tar, or a folder that "
+        "Hugging Face's datasets has saved.",
+    )
+    detectors: tuple[str, ...] = option(
+        ("consensus_whitened", "gap_norm", "exchange"),
+        "Detectors that every caption is screened by, comma-separated; those that take the image "
+        "cost more calls.",
+    )
+    screening_seeds: int = option(4, "Samples a caption in the screen.")
+    seeds: int = option(10, "Samples a caption that is sampled in full.")
+    finalists: float = option(0.01, "Share of captions that is sampled in full as suspicious.")
+    drawn: float = option(
+        0.005, "Share of captions that is drawn from the others, to see what was missed."
+    )
+    precision: float | None = option(
+        None, "Draw as many as it takes for an interval no wider than this if nothing was missed."
+    )
+    budget: int | None = option(None, "Most network calls of all stages together.")
+    ordinary: str | Path | None = option(
+        None, "Prompt file that nobody wrote to extract anything: how often does one give back?"
+    )
+    similarity: tuple[str, ...] = option(
+        ("l2", "tiled_l2"),
+        "Similarity measures, comma-separated; the first says what counts as memorized.",
+    )
+    sscd: str | Path | None = option(None, "File of the SSCD network, TorchScript or ONNX.")
+    fail_above: str | None = option(
+        None,
+        "Exit with status 4 if more than this share of captions gives an image back, such as 0.1%, "
+        "by the lower end of the interval.",
+    )
+    out: str | Path = option("runs/audit", "Folder; an unfinished audit in it is continued.")
+    batch: int | None = option(None, "Samples a batch; chosen by size where not given.")
+    retry: bool = option(False, "Do units again in which a sample failed or is not finite.")
+
+    def __post_init__(self) -> None:
+        """Bring values to their type and refuse those that mean nothing.
+
+        Raises:
+            InputError: If a value is out of range.
+        """
+        super().__post_init__()
+        brought(self)
+        if self.dataset is None:
+            raise InputError(
+                "no data set given; name one after the model: mnemoscope audit MODEL DIR"
+            )
+        for name in ("screening_seeds", "budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} {value} given; expected at least 1")
+        for name in ("finalists", "drawn", "precision"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} {value} given; expected a share between 0 and 1")
+        self.limit()
+
+    def limit(self) -> float | None:
+        """Return the share above which an audit fails; None where it does not.
+
+        Raises:
+            InputError: If it is no share.
+        """
+        if self.fail_above is None:
+            return None
+        text = self.fail_above.strip()
+        try:
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1:
+            raise InputError(f"fail_above {self.fail_above!r} given; expected a share such as 0.1%")
+        return value
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "Audit":
+        """Make it of options in which several values are one text with commas.
+
+        Raises:
+            InputError: If a value does not fit.
+        """
+        return cls(**values_of(cls, options))
+
+
+UNASKED = ("dataset", "fail_above")
+"""Options that may differ when an audit goes on: what the set holds has a digest of its own."""
+
+
+def audit(
+    asked: Audit,
+    *,
+    model: Any = None,
+    notify: Notify | None = None,
+    progress: bool = False,
+) -> Run:
+    """Audit a model, or do what is left of it.
+
+    Args:
+        asked: What to audit.
+        model: The model, if it is loaded already; a pipeline object does as well.
+        notify: Told the price first, then what each stage does.
+        progress: Whether to draw progress bars on standard error.
+
+    Returns:
+        The finished run, which holds what was found.
+
+    Raises:
+        InputError: If the data set or an option cannot be used, or the budget is too small.
+        ModelError: If the model cannot be loaded or cannot do what is asked.
+        RunError: If the folder is of another audit or data set, in use, or cannot be written.
+        KeyboardInterrupt: If it was interrupted; the same audit continues where it stopped.
+    """
+    assert asked.dataset is not None, "checked when it was made"
+    say = notify or (lambda line: None)
+    chosen = choose(asked.detectors)
+    dataset = read_set(asked.dataset)
+    ordinary = _ordinary(asked)
+    known = loaded(asked) if model is None else as_model(model)
+    stages = _Stages(asked, known, chosen, dataset, ordinary, say, progress)
+    for line in stages.price():
+        say(line)
+    manifest = stages.manifest()
+    with Writer.open(Path(asked.out), manifest) as writer:
+        with writer.noting(manifest):
+            images = stages.index(writer, manifest)
+            tail = stages.screen(images)
+            found = stages.confirm(images, stages.chosen(tail, images))
+            writer.append("result", found)
+        return writer.close(manifest, "complete")
+
+
+def _ordinary(asked: Audit) -> tuple[Prompt, ...]:
+    """Return the ordinary prompts, under names that no caption has."""
+    if asked.ordinary is None:
+        return ()
+    prompts = read_prompts(asked.ordinary)
+    return tuple(
+        replace(p, prompt_id=f"{ORDINARY}-{p.prompt_id}", images=(), mask=None, group=ORDINARY)
+        for p in prompts
+    )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of an audit, and what each costs."""
+
+    asked: Audit
+    model: Model
+    detectors: tuple[Detector, ...]
+    dataset: DataSet
+    ordinary: tuple[Prompt, ...]
+    say: Notify
+    progress: bool
+
+    @cached_property
+    def captions(self) -> Captions:
+        """Return the distinct captions, without images."""
+        return Captions(self.dataset)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the audit."""
+        return Path(self.asked.out)
+
+    def _recipe(self, **changes: Any) -> Recipe:
+        unguided: dict[str, Any] = {} if self.model.guidance != "none" else {"guidance": 1.0}
+        return recipe_of(self.asked, self.model, **(unguided | changes))
+
+    def _screening(self) -> dict[str, Any]:
+        # Other noise than that of the samples: nothing is scored by its own start.
+        recipe = self._recipe(noise="shared", seed=self.asked.seed + 1)
+        return {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
+
+    def screen_calls(self) -> int:
+        """Return what the screen costs."""
+        seeds = self.asked.screening_seeds
+        bank = Bank(self.model, Recipe(**self._screening()), seeds, self.asked.batch)
+        each = price_in(bank, union(self.detectors)).calls
+        return len(self.captions) * each + (seeds if bank.knows_start else 0)
+
+    def each(self) -> int:
+        """Return what it costs to sample one caption in full."""
+        bank = Bank(self.model, self._recipe(), self.asked.seeds, self.asked.batch)
+        return price_in(bank, (Pictures(),)).calls
+
+    def fixed(self) -> int:
+        """Return what a confirmation costs whatever is sampled: the ordinary prompts, the mean."""
+        mean = MEAN_DRAWS if self.model.has_uncond else 0
+        return mean + len(self.ordinary) * self.each()
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many captions are sampled as suspicious, at most, and how many are drawn.
+
+        Raises:
+            InputError: If the budget does not reach for one of either.
+        """
+        asked, n = self.asked, len(self.captions)
+        finalists = min(n, max(LEAST, round(asked.finalists * n)))
+        left = n - finalists
+        drawn = min(left, max(LEAST, round(asked.drawn * n)))
+        if asked.precision is not None and left:
+            drawn = min(left, drawn_for(asked.precision * n / left, strata_of(left), FROM_NEAREST))
+        if asked.budget is None:
+            return finalists, drawn
+        before, each = self.screen_calls() + self.fixed(), self.each()
+        room, least = (asked.budget - before) // each, min(n, FEWEST)
+        if room < least:
+            raise InputError(
+                f"budget {asked.budget:,} given; screen, reference mean and ordinary prompts take "
+                f"{before:,} network calls, and {least} captions in full {least * each:,} more: "
+                f"give at least {before + least * each:,}"
+            )
+        # As many again may be suspicious by repeats.
+        finalists = min(finalists, max(1, room // 4))
+        room -= 2 * finalists
+        return finalists, min(n - finalists, room, drawn if asked.precision else room)
+
+    def price(self) -> Iterator[str]:
+        """Say what each stage costs."""
+        n, each = len(self.captions), self.each()
+        finalists, drawn = self.counts()
+        blank = int((self.dataset.keys == 0).sum())
+        screen, full = self.screen_calls(), (finalists + drawn) * each + self.fixed()
+        whole = n * each
+        yield (
+            f"{len(self.dataset):,} items, {n:,} different captions"
+            + (f"; {blank:,} items have none and are only looked for" if blank else "")
+        )
+        seeds = self.asked.screening_seeds
+        yield f"screen: {n:,} captions x {seeds} seeds, {screen:,} network calls"
+        yield (
+            f"confirm: {finalists:,} suspicious captions (and as many more that repeat, at most), "
+            f"{drawn:,} drawn from the others, {len(self.ordinary):,} ordinary prompts, x "
+            f"{self.asked.seeds} seeds, about {full:,} network calls"
+        )
+        yield (
+            f"together {(screen + full) / whole:.1%} of the {whole:,} that sampling every caption "
+            f"takes, on {self.model.device}"
+        )
+
+    def manifest(self) -> Manifest:
+        """Say what is asked of which model and data set."""
+        asked, model = self.asked, self.model
+        told = "\n".join([self.dataset.digest, *(p.prompt_id for p in self.ordinary)])
+        bank = Bank(model, self._recipe(), 1, 1)
+        alpha, sigma = bank.final
+        return Manifest(
+            flow="audit",
+            given=given(asked),
+            options={k: v for k, v in resolved(asked).items() if k not in UNASKED}
+            | {"scheduler": bank.recipe.scheduler},
+            methods=methods_of(self.detectors),
+            packages=packages(),
+            model={"name": model.name, "digest": model.digest},
+            prompts=hashlib.sha256(told.encode()).hexdigest(),
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            final_level=(float(alpha), float(sigma)),
+            d=model.d,
+            latent_shape=tuple(model.latent_shape),
+            units={"items-*": -(-len(self.dataset) // ITEMS), "result": 1},
+        )
+
+    def index(self, writer: Writer, manifest: Manifest) -> Images:
+        """Open every picture once, and write what each item is."""
+        count = len(self.dataset)
+        prints = np.zeros((count, BYTES), dtype=np.uint8)
+        names = np.zeros(count, dtype=np.uint64)
+        sources: list[ImageSource | None] = []
+        done, size = writer.finished(), self.model.image_size
+        bar = tqdm(total=count, unit="item", disable=not self.progress, leave=False, delay=DELAY)
+        with bar:
+            for at, items in enumerate(chunks(self.dataset, ITEMS)):
+                unit = f"items-{at:06d}"
+                if unit not in done:
+                    rows = [_item_row(at * ITEMS + k, item, size) for k, item in enumerate(items)]
+                    writer.append(unit, {"items": TABLES["items"].of_rows(rows)})
+                held = Run(writer.path, manifest).part("items", unit).to_pylist()
+                for item, row in zip(items, held, strict=True):
+                    place = len(sources)
+                    usable = row["reference_id"] is not None
+                    sources.append(item.image if usable else None)
+                    if usable:
+                        names[place] = int(row["reference_id"], 16)
+                        prints[place] = np.frombuffer(row["print"], dtype=np.uint8)
+                bar.update(len(items))
+        images = Images(Whole(prints, names, size), sources)
+        broken = count - int((names != NOTHING).sum())
+        if broken:
+            self.say(
+                f"{broken:,} of {count:,} items have no picture that can be used; see table items"
+            )
+        if not len(images.whole):
+            raise InputError(
+                f"no picture of {str(self.dataset.path)!r} can be used; see table items"
+            )
+        return images
+
+    def screen(self, images: Images) -> Float[np.ndarray, " caption"]:
+        """Score every caption; return how far out each lies."""
+        pairs = any(detector.kind == "pair" for detector in self.detectors)
+        captions = Captions(self.dataset, images.names != NOTHING if pairs else None)
+        asked = self.asked
+        scores = detect(
+            self.model,
+            captions.listed(),
+            detectors=self.detectors,
+            seeds=asked.screening_seeds,
+            batch=asked.batch,
+            retry=asked.retry,
+            out=self.folder / "screen",
+            notify=lambda line: self.say(f"screen: {line}"),
+            progress=self.progress,
+            **self._screening(),
+        )
+        return tails(np.column_stack([scores.of(d.name) for d in self.detectors]))
+
+    def chosen(self, tail: Float[np.ndarray, " caption"], images: Images) -> Plan:
+        """Choose the captions that are sampled in full."""
+        finalists, drawn = self.counts()
+        return plan(tail, self._repeats(images), finalists, drawn, self.asked.seed)
+
+    def _repeats(self, images: Images) -> Int[np.ndarray, " caption"]:
+        """Return how often each caption, or the picture it came with first, is in the set."""
+        captions = self.captions
+        names, counts = np.unique(images.names, return_counts=True)
+        pictured = images.names[captions.firsts]
+        same = counts[np.searchsorted(names, pictured)]
+        return np.maximum(captions.counts, np.where(pictured == NOTHING, 1, same))
+
+    def confirm(self, images: Images, chosen: Plan) -> dict[str, Any]:
+        """Sample in full, and say what was found, as tables."""
+        prompts = [*self._prompts(images, chosen), *self.ordinary]
+        own = {source for prompt in prompts for source in prompt.images}
+        taken = [at for at, source in enumerate(images.sources) if source in own]
+        others = images.others(taken, self.asked.seed)
+        asked, workers = self.asked, list[ConfirmWorker]()
+
+        def work(*given: Any) -> ConfirmWorker:
+            workers.append(ConfirmWorker(images, others, *given))
+            return workers[-1]
+
+        def derive(writer: Writer, manifest: Manifest, measures: Mapping[str, Similarity]) -> None:
+            del measures
+            workers[-1].derive(writer, manifest)
+
+        recipe = self._recipe()
+        study = Study(
+            **{f.name: getattr(asked, f.name) for f in fields(Source)},
+            **{f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name != "guidance"},
+            guidance=(recipe.guidance,),
+            seeds=asked.seeds,
+            similarity=asked.similarity,
+            sscd=asked.sscd,
+            probes=False,
+            detectors=("none",),
+            batch=asked.batch,
+            retry=asked.retry,
+            out=str(self.folder / "confirm"),
+        )
+        done = run_study(
+            study,
+            model=self.model,
+            prompts=PromptList.of(prompts),
+            known=known_prompts(prompts, images, others),
+            work=work,
+            derive=derive,
+            notify=lambda line: self.say(f"confirm: {line}"),
+            progress=self.progress,
+        )
+        told = {prompt.prompt_id: prompt for prompt in prompts}
+        return self._result(done, images, chosen, told)
+
+    def _prompts(self, images: Images, chosen: Plan) -> list[Prompt]:
+        """Return the captions that are sampled in full, with their images."""
+        captions, keys = self.captions, self.dataset.keys
+        order = np.argsort(keys, kind="stable")
+        ranked = keys[order]
+        labels = _labels(chosen)
+        texts = self.dataset.picked({int(captions.firsts[at]) for at in labels})
+        found: list[Prompt] = []
+        for at, label in labels.items():
+            key = captions.keys[at]
+            start, end = (int(np.searchsorted(ranked, key, side)) for side in ("left", "right"))
+            places = [int(place) for place in order[start:end]]
+            usable = [source for place in places if (source := images.sources[place]) is not None]
+            item = texts[int(captions.firsts[at])]
+            found.append(Prompt(f"{key:016x}", item.text, tuple(usable[:OWN]), group=label))
+        return found
+
+    def _result(
+        self, done: Run, images: Images, chosen: Plan, prompts: Mapping[str, Prompt]
+    ) -> dict[str, Any]:
+        """Return what was found, as tables of the audit."""
+        captions, labels = self.captions, _labels(chosen)
+        judged = judge(done.table("severity").to_pylist(), self.asked.similarity[0])
+        given_back = _given_back(done, judged, self.asked.similarity[0])
+        places = {f"{captions.keys[at]:016x}": at for at in labels}
+        repeats = self._repeats(images)
+        wanted = sorted({name for names in given_back.values() for name in names})
+        shown = self._named(images, wanted)
+        rows: list[dict[str, Any]] = []
+        for prompt_id, prompt in prompts.items():
+            at, found = places.get(prompt_id), judged.get(prompt_id, NOT_JUDGED)
+            names = given_back.get(prompt_id, [])
+            rows.append(
+                {
+                    "prompt_id": prompt_id,
+                    "prompt": prompt.text,
+                    "chosen": ORDINARY if at is None else labels[at],
+                    "tail": None if at is None else _nullable(float(chosen.tail[at])),
+                    "repeats": 0 if at is None else int(repeats[at]),
+                    "state": found.state,
+                    "share": _nullable(found.share),
+                    "share_elsewhere": _nullable(found.share_elsewhere),
+                    "references": names,
+                    "items": [item for name in names for item in shown[name]],
+                }
+            )
+        return {
+            "audited": TABLES["audited"].of_rows(rows),
+            "funnel": TABLES["funnel"].of_rows(self._funnel(done, images, chosen)),
+            "statistics": TABLES["statistics"].of_rows(
+                [
+                    *_statistics(rows, chosen, self.asked.guidance),
+                    _sure(*certain(done, images), self.asked.guidance),
+                ]
+            ),
+        }
+
+    def _named(self, images: Images, references: Sequence[str]) -> dict[str, list[str]]:
+        """Return the names of the items that show pictures, by picture."""
+        order = np.argsort(images.names, kind="stable")
+        ranked = images.names[order]
+        places: dict[str, list[int]] = {}
+        for name in references:
+            ends = (np.searchsorted(ranked, np.uint64(int(name, 16)), s) for s in ("left", "right"))
+            start, end = map(int, ends)
+            places[name] = sorted(order[start:end].tolist())[:SHOWN]
+        items = self.dataset.picked({place for some in places.values() for place in some})
+        return {name: [items[place].name for place in some] for name, some in places.items()}
+
+    def _funnel(self, done: Run, images: Images, chosen: Plan) -> list[dict[str, Any]]:
+        """Return what went through each stage, and at what price."""
+        spent = sum(sum(part["network_calls"].to_pylist()) for part in done.parts("samples"))
+        mean = MEAN_DRAWS if self.model.has_uncond else 0
+        stages = (
+            ("read", len(self.dataset), len(self.captions), 0),
+            ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
+            ("confirm", chosen.sampled + len(self.ordinary), chosen.sampled, spent + mean),
+        )
+        return [
+            {"stage": stage, "items": items, "kept": kept, "network_calls": calls}
+            for stage, items, kept, calls in stages
+        ]
+
+
+def _item_row(at: int, item: Item, size: tuple[int, int]) -> dict[str, Any]:
+    """Open an item's picture, and say what it is."""
+    name, made, reason = None, None, item.reason
+    if item.image is not None:
+        try:
+            image = load_image(item.image)
+            name, made = image.reference_id, fingerprint(image.pixels, size)
+        except InputError as error:
+            reason = reason or str(error)
+    return {
+        "item": at,
+        "name": item.name,
+        "prompt_id": f"{item.key:016x}" if item.text else None,
+        "reference_id": name,
+        "print": made,
+        "reason": reason or None,
+    }
+
+
+def _labels(chosen: Plan) -> dict[int, str]:
+    """Return why each caption is sampled in full, by its place."""
+    found = {
+        int(at): "repeats" if int(at) in chosen.repeated else "score" for at in chosen.finalists
+    }
+    for label, some in zip(STRATA, chosen.drawn, strict=True):
+        found |= {int(at): label for at in some}
+    return found
+
+
+def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict[str, list[str]]:
+    """Return the pictures that each caption gives back."""
+    copies: dict[str, tuple[set[int], set[int]]] = {
+        row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
+        for row in run.table("severity").to_pylist()
+        if row["measure"] == measure and judged[row["prompt_id"]].state in GIVEN_BACK
+    }
+    best: dict[tuple[str, int, str], tuple[float, str]] = {}
+    for part in run.parts("similarities"):
+        for row in part.to_pylist():
+            if row["measure"] != measure or row["prompt_id"] not in copies:
+                continue
+            key = row["prompt_id"], row["seed"], row["relation"]
+            if row["relation"] in ("own", "nearest"):
+                found = row["value"], row["reference_id"]
+                best[key] = max(found, best.get(key, found))
+    names: dict[str, set[str]] = defaultdict(set)
+    for (prompt, seed, relation), (_, reference) in best.items():
+        own, elsewhere = copies[prompt]
+        if seed in (own if relation == "own" else elsewhere):
+            names[prompt].add(reference)
+    return {prompt: sorted(some) for prompt, some in names.items()}
+
+
+def _statistics(
+    rows: Sequence[Mapping[str, Any]], chosen: Plan, guidance: float
+) -> list[dict[str, Any]]:
+    """Return how many captions give an image back, and how many of these were found."""
+
+    def stratum(size: int, *labels: str) -> Stratum:
+        some = [row["state"] for row in rows if row["chosen"] in labels]
+        found = sum(state in GIVEN_BACK for state in some)
+        return Stratum(size, len(some), found, some.count("not judged"))
+
+    census = stratum(len(chosen.finalists), "score", "repeats")
+    strata = [stratum(len(some), label) for label, some in zip(STRATA, chosen.strata, strict=True)]
+    found = prevalence(census, strata)
+    told = [(SHARE, "captions", found.share), (RECALL, "captions", found.recall)]
+    ordinary = stratum(sum(row["chosen"] == ORDINARY for row in rows), ORDINARY)
+    if ordinary.size:
+        judged = ordinary.drawn - ordinary.unknown
+        told.append((SHARE, "ordinary prompts", exact(ordinary.found, judged)))
+    return [_statistic(name, population, value, guidance) for name, population, value in told]
+
+
+def _sure(sure: int, looked: int, guidance: float) -> dict[str, Any]:
+    return _statistic(SURE, "samples", exact(sure, looked), guidance)
+
+
+def _statistic(name: str, population: str, of: Estimate, guidance: float) -> dict[str, Any]:
+    return {
+        "analysis": ANALYSIS,
+        "name": name,
+        "population": population,
+        "guidance": guidance,
+        "value": _nullable(of.value),
+        "low": _nullable(of.low),
+        "high": _nullable(of.high),
+        "n": of.n,
+        "method": of.method,
+    }
+
+
+def _nullable(value: float) -> float | None:
+    return value if np.isfinite(value) else None

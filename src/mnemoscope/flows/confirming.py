@@ -1,0 +1,326 @@
+"""Confirming samples captions in full and holds every sample against a whole data set.
+
+It is a study like any other, but that the images known to it are those of its own prompts and a
+few others taken at random, on which thresholds are fitted; the nearest image of each sample is
+looked for among all of the data set (`severity.nearest`), and enters the run's tables once it was
+found. The threshold for nearest images is likewise fitted on the nearest of the whole set, those
+left out that are all but the same picture.
+
+Contents: `Images`, what is known of the pictures of a data set; `ConfirmWorker`; `known_prompts`;
+`certain`, how often the search is sure.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, UInt64
+from torch import Tensor
+
+from mnemoscope.data.images import ImageSource, decode, fit, load_image, thumbnail
+from mnemoscope.data.prompts import Prompt, PromptList
+from mnemoscope.data.references import Reference, References
+from mnemoscope.detectors import Detector
+from mnemoscope.evidence.pieces.pictures import Pictures
+from mnemoscope.flows.rows import Sat
+from mnemoscope.flows.study import Study, StudyWorker
+from mnemoscope.models.base import Model
+from mnemoscope.runs.execute import Rows, Unit
+from mnemoscope.runs.folder import Run, Writer
+from mnemoscope.runs.manifest import Manifest
+from mnemoscope.runs.tables import TABLES
+from mnemoscope.sampling.loop import Progress
+from mnemoscope.severity.grade import assess
+from mnemoscope.severity.nearest import Whole
+from mnemoscope.similarity import Similarity
+
+COMPARED = 8
+"""Images whose prints are nearest to a sample's that are compared with it in full."""
+OTHERS = 200
+"""Images of the set that thresholds are fitted on, beside those of the prompts."""
+ALIKE = 0.02
+"""Distance of two prints, RGB from 0 to 1, below which two images are all but the same picture:
+one that was saved anew or resized, not one that was cropped or recoloured."""
+ROUNDS = 8
+"""How often the search for an image that is not all but the same goes further out."""
+CHECKED = 512
+"""Samples on which it is told how often the search can be sure."""
+FOUND = "inputs-found"
+"""Unit of the images that samples turned out to be near to."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is known of the pictures of a data set.
+
+    Attributes:
+        whole: Their prints.
+        sources: Where each item's picture is; None where it cannot be used.
+    """
+
+    whole: Whole
+    sources: Sequence[ImageSource | None]
+
+    @property
+    def names(self) -> UInt64[np.ndarray, " item"]:
+        """Return the name of each item's picture as a number."""
+        return self.whole.names
+
+    def reference(self, place: int) -> Reference:
+        """Return the picture of an item, brought to the model's size.
+
+        Raises:
+            InputError: If it cannot be read any more.
+        """
+        source = self.sources[place]
+        assert source is not None, "only usable pictures have prints"
+        pixels = fit(load_image(source).pixels, self.whole.size)
+        return Reference(f"{int(self.names[place]):016x}", pixels)
+
+    @cached_property
+    def _first(self) -> dict[int, int]:
+        return {int(self.names[place]): place for place in self.whole.places.tolist()}
+
+    def place(self, reference_id: str) -> int:
+        """Return the first item that shows a picture."""
+        return self._first[int(reference_id, 16)]
+
+    def others(self, taken: Sequence[int], seed: int) -> list[int]:
+        """Choose items at random whose pictures are none of those of some items."""
+        left = self.whole.places
+        left = left[~np.isin(self.names[left], self.names[np.array(taken, dtype=np.intp)])]
+        rng = np.random.default_rng(seed)
+        return np.sort(rng.choice(left, size=min(OTHERS, len(left)), replace=False)).tolist()
+
+
+class ConfirmWorker(StudyWorker):
+    """Does the units of a confirmation.
+
+    Args:
+        images: The pictures of the data set.
+        others: Items that thresholds for nearest images are fitted on.
+        study: As for `StudyWorker`, like what follows.
+        model: The model.
+        detectors: What scores the evidence.
+        tick: Told after every network call how many rows it evaluated.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        others: Sequence[int],
+        study: Study,
+        model: Model,
+        detectors: Sequence[Detector],
+        tick: Progress | None = None,
+    ) -> None:
+        super().__init__(study, model, detectors, tick)
+        self.images = images
+        self.others_at = tuple(others)
+
+    def know(
+        self, prompts: PromptList, references: References, measures: Mapping[str, Similarity]
+    ) -> None:
+        """Take in what a study does, and the measures themselves."""
+        super().know(prompts, references, measures)
+        self.measures = dict(measures)
+
+    def manifest(self, prompts: PromptList) -> Manifest:
+        """Say what is asked of which model, and of which data set.
+
+        The mechanism's tables are not derived: `mnemoscope report` does it where they are wanted.
+        """
+        manifest = super().manifest(prompts)
+        units = {name: count for name, count in manifest.units.items() if name != "mechanism"}
+        names = hashlib.sha256(self.images.names.tobytes()).hexdigest()
+        content = hashlib.sha256(f"{manifest.prompts}{names}".encode()).hexdigest()
+        return manifest.model_copy(update={"prompts": content, "units": units | {FOUND: 1}})
+
+    def reduce(self, unit: Unit, gathered: Sat) -> Rows:
+        """Compare pictures with those known, and with the nearest of the whole set."""
+        rows = dict(super().reduce(unit, gathered))
+        pictures, ok = gathered.found(Pictures()), gathered.ok
+        if pictures is not None and ok:
+            named = [gathered.named(at) for at in ok]
+            images = pictures.flatten(0, 1)[ok]
+            rows["similarities"] = self._widened(gathered, rows["similarities"], named, images)
+        return rows
+
+    def _own(self, prompt_id: str) -> frozenset[int]:
+        return frozenset(int(name, 16) for name in self.references.ids(prompt_id))
+
+    def _widened(
+        self,
+        sat: Sat,
+        rows: pa.Table,
+        named: Sequence[tuple[str, int]],
+        images: Float[Tensor, "sample 3 h w"],
+    ) -> pa.Table:
+        """Put the nearest image of the whole set in the place of the nearest known one."""
+        own = [self._own(prompt) for prompt, _ in named]
+        near = self.images.whole.near(images, COMPARED, own)
+        wanted = sorted({int(place) for place in near.places.flat if place >= 0})
+        if not wanted:
+            return rows
+        references = [self.images.reference(place) for place in wanted]
+        at = {place: row for row, place in enumerate(wanted)}
+        best: dict[tuple[str, int, str], tuple[float, str]] = {}
+        for name, measure in self.measures.items():
+            values = measure.index(references).compare(images)
+            for row, sample in enumerate(named):
+                mine = [at[int(place)] for place in near.places[row] if place >= 0]
+                known = [(float(values[row, one]), references[one].reference_id) for one in mine]
+                finite = [pair for pair in known if np.isfinite(pair[0])]
+                if finite:
+                    best[*sample, name] = max(finite)
+        return TABLES["similarities"].of_rows(_replaced(rows.to_pylist(), best, sat.recipe))
+
+    def derive(self, writer: Writer, manifest: Manifest) -> None:
+        """Write the training images that samples are near to, and how severe that is."""
+        self._found(writer, manifest)
+        run = Run(writer.path, manifest)
+        rows = assess(run, loaded=self.measures, nearest=self._nearest())
+        writer.append("severity", rows)
+
+    def _found(self, writer: Writer, manifest: Manifest) -> None:
+        run = Run(writer.path, manifest)
+        held = {
+            name
+            for unit in run.units("references")
+            if unit != FOUND
+            for name in run.part("references", unit, ["reference_id"])["reference_id"].to_pylist()
+        }
+        names = {
+            name
+            for part in run.parts("similarities", ["reference_id"])
+            for name in part["reference_id"].to_pylist()
+        }
+        rows: list[dict[str, Any]] = []
+        for name in sorted(names - held):
+            source = self.images.sources[self.images.place(name)]
+            assert source is not None, "only usable pictures have prints"
+            image = load_image(source)
+            height, width = image.pixels.shape[-2:]
+            rows.append(
+                {
+                    "reference_id": name,
+                    "prompt_ids": [],
+                    "digest": image.digest,
+                    "width": width,
+                    "height": height,
+                    "masked": False,
+                    "image": thumbnail(fit(image.pixels, self.images.whole.size)),
+                }
+            )
+        writer.append(FOUND, {"references": TABLES["references"].of_rows(rows)})
+
+    def _nearest(self) -> dict[str, Float[np.ndarray, " image"]]:
+        """Return how near images at random are to the nearest other of the whole set.
+
+        Those that are all but the same picture are passed over.
+        """
+        found: dict[str, list[float]] = {name: [] for name in self.measures}
+        for place in self.others_at:
+            mine = self.images.reference(place)
+            near = self._apart(place, mine)
+            for name, measure in self.measures.items() if near else ():
+                values = measure.index(near).compare(mine.pixels[None])[0]
+                finite = values[torch.isfinite(values)]
+                found[name] += [float(finite.max())] if len(finite) else []
+        return {name: np.array(values) for name, values in found.items()}
+
+    def _apart(self, place: int, mine: Reference) -> list[Reference]:
+        """Return the images nearest to one that are not all but the same."""
+        whole, passed = self.images.whole, {int(self.images.names[place])}
+        for _ in range(ROUNDS):
+            near = whole.near(mine.pixels[None], COMPARED, [frozenset(passed)])
+            places = [int(at) for at in near.places[0] if at >= 0]
+            apart = [at for at in places if whole.distance(place, at) > ALIKE]
+            if apart:
+                return [self.images.reference(at) for at in apart]
+            passed |= {int(self.images.names[at]) for at in places}
+        return []
+
+
+def _replaced(
+    rows: Sequence[Mapping[str, Any]],
+    best: Mapping[tuple[str, int, str], tuple[float, str]],
+    recipe: str,
+) -> list[dict[str, Any]]:
+    """Return rows of table `similarities` in which nothing nearer than "nearest" is known."""
+    found: list[dict[str, Any]] = []
+    seen: set[tuple[str, int, str]] = set()
+    for row in rows:
+        key = row["prompt_id"], row["seed"], row["measure"]
+        changed = dict(row)
+        if row["relation"] == "nearest":
+            seen.add(key)
+            if key in best and best[key][0] > row["value"]:
+                changed |= {"value": best[key][0], "reference_id": best[key][1]}
+        found.append(changed)
+    for key, (value, name) in best.items():
+        if key not in seen:
+            found.append(
+                {
+                    "prompt_id": key[0],
+                    "seed": key[1],
+                    "recipe": recipe,
+                    "measure": key[2],
+                    "reference_id": name,
+                    "relation": "nearest",
+                    "value": value,
+                }
+            )
+    return found
+
+
+def certain(run: Run, images: Images) -> tuple[int, int]:
+    """Say for how many samples the nearest image by l2 is known for sure.
+
+    Args:
+        run: The confirmation.
+        images: The pictures of the data set.
+
+    Returns:
+        Samples whose nearest image is nearer than any that was not compared with them in full, and
+        samples that were looked at, evenly over the run.
+    """
+    units = list(run.units("samples"))
+    chosen = {units[at] for at in np.linspace(0, len(units) - 1, min(len(units), 64)).astype(int)}
+    own: dict[str, frozenset[int]] = {
+        row["prompt_id"]: frozenset(int(name, 16) for name in row["references"])
+        for row in run.table("prompts", ["prompt_id", "references"]).to_pylist()
+    }
+    sure = looked = 0
+    for unit in units:
+        if unit not in chosen or looked >= CHECKED:
+            continue
+        best: dict[tuple[str, int], float] = {}
+        for row in run.part("similarities", unit).to_pylist():
+            if row["measure"] == "l2" and row["relation"] == "nearest":
+                best[row["prompt_id"], row["seed"]] = 1 - row["value"]
+        rows = [r for r in run.part("samples", unit).to_pylist() if r["status"] == "ok"]
+        rows = [row for row in rows if (row["prompt_id"], row["seed"]) in best]
+        if not rows:
+            continue
+        pictures = torch.stack([decode(row["image"]) for row in rows])
+        near = images.whole.near(pictures, COMPARED, [own[row["prompt_id"]] for row in rows])
+        for row, beyond in zip(rows, near.beyond, strict=True):
+            sure += best[row["prompt_id"], row["seed"]] <= beyond
+        looked += len(rows)
+    return sure, looked
+
+
+def known_prompts(prompts: Sequence[Prompt], images: Images, others: Sequence[int]) -> PromptList:
+    """Return the prompts of a confirmation, and one for each further image that is known."""
+    more: list[Prompt] = []
+    for place in others:
+        source = images.sources[place]
+        assert source is not None, "only usable pictures have prints"
+        more.append(Prompt(f"item-{place}", f"item {place}", (source,)))
+    return PromptList.of([*prompts, *more])

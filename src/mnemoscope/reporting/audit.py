@@ -1,0 +1,174 @@
+"""What an audit found, read from its run: which images are given back, and how sure that is.
+
+Contents: `Found` and `found_of`; the names of an audit's statistics.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mnemoscope.errors import RunError
+from mnemoscope.reporting.text import percent
+from mnemoscope.runs.folder import Run
+
+ORDINARY = "ordinary"
+"""Why a prompt was sampled that is no caption of the set."""
+GIVEN_BACK = ("memorized", "copies another image")
+"""States in which a caption gives an image of the set back."""
+ANALYSIS = "audit"
+SHARE, RECALL, SURE = (
+    "share that gives a training image back",
+    "share of those that were found",
+    "share of samples whose nearest image by l2 is sure",
+)
+"""Statistics of an audit."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an audit found.
+
+    Attributes:
+        run: The audit.
+        funnel: Rows of table `funnel`.
+        captions: Rows of table `audited` that are captions of the set.
+        ordinary: Those that are ordinary prompts.
+        share: Share of the captions that give an image back; a row of table `statistics`.
+        recall: Share of those that were found; likewise.
+        ordinarily: Share of the ordinary prompts that give an image back; None without any.
+        sure: Share of samples whose nearest image is known for sure.
+    """
+
+    run: Run
+    funnel: tuple[Row, ...]
+    captions: tuple[Row, ...]
+    ordinary: tuple[Row, ...]
+    share: Row
+    recall: Row
+    ordinarily: Row | None
+    sure: Row
+
+    @property
+    def given_back(self) -> tuple[Row, ...]:
+        """Return the captions and prompts that give an image back, the surest first."""
+        rows = [row for row in (*self.captions, *self.ordinary) if row["state"] in GIVEN_BACK]
+        rows.sort(key=lambda row: -max(row["share"] or 0.0, row["share_elsewhere"] or 0.0))
+        return tuple(rows)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Return the names of the images that are given back."""
+        names = (name for row in self.given_back for name in row["references"])
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def unjudged(self) -> int:
+        """Return how many captions were sampled and cannot be judged."""
+        return sum(row["state"] == "not judged" for row in self.captions)
+
+    @property
+    def listed(self) -> int:
+        """Return how many different captions the data set has."""
+        return next(row["items"] for row in self.funnel if row["stage"] == "screen")
+
+    @property
+    def calls(self) -> int:
+        """Return the network calls of all stages."""
+        return sum(row["network_calls"] for row in self.funnel)
+
+    @property
+    def title(self) -> str:
+        """Answer which images the model gives back."""
+        count, own = len(self.pictures), [r for r in self.given_back if r["chosen"] != ORDINARY]
+        if not self.given_back and self.unjudged == len(self.captions):
+            return "Nothing can be said: no caption could be judged"
+        if not self.given_back:
+            return (
+                f"No image of the data set was found to be given back, of {self.listed:,} captions"
+            )
+        images = "1 image" if count == 1 else f"{count:,} images"
+        prompts = "1 caption" if len(own) == 1 else f"{len(own):,} captions"
+        return f"The model gives back {images} of the data set, to {prompts} of {self.listed:,}"
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Say how many there are in all, how many of them were found, and at what price."""
+        sampled = len(self.captions)
+        said = [
+            f"Of all {self.listed:,} captions, {_share(self.share)} give a training image back in "
+            f"at least half of their samples; {sampled:,} were sampled in full, the others "
+            "screened."
+        ]
+        if self.recall["value"] is not None:
+            said.append(f"Of those that do, the audit found {_share(self.recall)}.")
+        if self.unjudged:
+            some = "1 caption" if self.unjudged == 1 else f"{self.unjudged:,} captions"
+            said.append(f"{some} could not be judged and count either way in the interval.")
+        if self.ordinarily is not None:
+            said.append(
+                f"Of {self.ordinarily['n']:,} ordinary prompts, {_share(self.ordinarily)} do."
+            )
+        said.append(
+            f"{self.calls:,} network calls in all. The nearest of all images of the set is known "
+            f"for sure, by l2, for {percent(self.sure['value'])} of the samples looked at."
+        )
+        return tuple(said)
+
+    def exceeds(self, limit: float) -> bool:
+        """Return whether more than a share of the captions certainly gives an image back."""
+        return self.share["low"] is not None and self.share["low"] > limit
+
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "title": self.title,
+            "images": list(self.pictures),
+            "captions": [dict(row) for row in self.given_back],
+            "statistics": [
+                dict(row)
+                for row in (self.share, self.recall, self.ordinarily, self.sure)
+                if row is not None
+            ],
+            "funnel": [dict(row) for row in self.funnel],
+        }
+
+
+def _share(row: Row) -> str:
+    ends = f"{percent(row['low'])} to {percent(row['high'])}"
+    if row["value"] is None:
+        return f"a share somewhere in {ends}"
+    return f"{percent(row['value'])} (95\u00a0% interval {ends})"
+
+
+def found_of(run: Run) -> Found:
+    """Read what an audit found.
+
+    Raises:
+        RunError: If the run is no audit, is not finished, or is damaged.
+    """
+    if run.manifest.flow != ANALYSIS:
+        raise RunError(
+            f"{str(run.path)!r} holds a {run.manifest.flow}; give the folder of an audit"
+        )
+    statistics: Sequence[Row] = run.table("statistics").to_pylist()
+
+    def of(name: str, population: str) -> Row | None:
+        rows = (r for r in statistics if r["name"] == name and r["population"] == population)
+        return next(rows, None)
+
+    share, recall, sure = of(SHARE, "captions"), of(RECALL, "captions"), of(SURE, "samples")
+    if share is None or recall is None or sure is None:
+        raise RunError(f"the audit in {str(run.path)!r} is not finished; give its command again")
+    rows: Sequence[Row] = run.table("audited").to_pylist()
+    return Found(
+        run,
+        tuple(run.table("funnel").to_pylist()),
+        tuple(row for row in rows if row["chosen"] != ORDINARY),
+        tuple(row for row in rows if row["chosen"] == ORDINARY),
+        share,
+        recall,
+        of(SHARE, "ordinary prompts"),
+        sure,
+    )
