@@ -289,7 +289,14 @@ def report(
         typer.echo(mitigations.write(run, out))
         return
     first = open_run(run)
-    if compare is not None:
+    if first.manifest.flow == "audit":
+        if single_file or compare is not None or leaderboard is not None:
+            raise InputError("the page of an audit is one file of one audit; give --out alone")
+        from mnemoscope.reporting.audit import found_of
+        from mnemoscope.reporting.audit import write as write_audit
+
+        typer.echo(write_audit(found_of(first), out, redact_images=redact_images))
+    elif compare is not None:
         typer.echo(write_both(first, open_run(compare), out, redact_images=redact_images))
     else:
         page = write(

@@ -27,20 +27,20 @@ def whole(images):
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (20, 36), (4, 12)])
 def test_the_search_misses_nothing_that_it_says_it_cannot(size):
-    known, asked = pictures(300, *size), pictures(40, *size, seed=1)
+    known = pictures(300, *size)
+    # Copies, faint ones, and pictures that are none.
+    strange = pictures(30, *size, seed=1)
+    asked = torch.cat([known[:10], 0.98 * known[10:20] + 0.02 * strange[:10], strange[10:]])
     index = whole(known)
     measure = get_similarity("l2").index([Reference(str(k), one) for k, one in enumerate(known)])
     apart = 1 - measure.compare(asked).numpy()
     found = index.near(asked, 5)
-    sure = 0
     for row in range(len(asked)):
-        best = apart[row, found.places[row]].min()
         others = np.delete(apart[row], found.places[row])
         assert others.min() >= found.beyond[row]
-        if best <= found.beyond[row]:
-            sure += 1
-            assert best == apart[row].min()
-    assert sure > 20
+        if row < 20:
+            assert found.places[row, 0] == row
+            assert apart[row, row] <= found.beyond[row]
 
 
 def test_prints_are_compared_in_blocks(monkeypatch):

@@ -417,9 +417,7 @@ class _Stages:
     def confirm(self, images: Images, chosen: Plan) -> dict[str, Any]:
         """Sample in full, and say what was found, as tables."""
         prompts = [*self._prompts(images, chosen), *self.ordinary]
-        own = {source for prompt in prompts for source in prompt.images}
-        taken = [at for at, source in enumerate(images.sources) if source in own]
-        others = images.others(taken, self.asked.seed)
+        others = images.others(self.asked.seed)
         asked, workers = self.asked, list[ConfirmWorker]()
 
         def work(*given: Any) -> ConfirmWorker:

@@ -48,8 +48,8 @@ ALIKE = 0.02
 one that was saved anew or resized, not one that was cropped or recoloured."""
 ROUNDS = 8
 """How often the search for an image that is not all but the same goes further out."""
-CHECKED = 512
-"""Samples on which it is told how often the search can be sure."""
+UNITS = 32
+"""Units on whose samples it is told how often the search can be sure."""
 FOUND = "inputs-found"
 """Unit of the images that samples turned out to be near to."""
 
@@ -90,12 +90,10 @@ class Images:
         """Return the first item that shows a picture."""
         return self._first[int(reference_id, 16)]
 
-    def others(self, taken: Sequence[int], seed: int) -> list[int]:
-        """Choose items at random whose pictures are none of those of some items."""
-        left = self.whole.places
-        left = left[~np.isin(self.names[left], self.names[np.array(taken, dtype=np.intp)])]
-        rng = np.random.default_rng(seed)
-        return np.sort(rng.choice(left, size=min(OTHERS, len(left)), replace=False)).tolist()
+    def others(self, seed: int) -> list[int]:
+        """Choose items at random, each with a picture of its own."""
+        places, rng = self.whole.places, np.random.default_rng(seed)
+        return np.sort(rng.choice(places, size=min(OTHERS, len(places)), replace=False)).tolist()
 
 
 class ConfirmWorker(StudyWorker):
@@ -280,47 +278,50 @@ def _replaced(
 
 
 def certain(run: Run, images: Images) -> tuple[int, int]:
-    """Say for how many samples the nearest image by l2 is known for sure.
+    """Say for how many samples no copy by l2 can have been overlooked.
 
     Args:
         run: The confirmation.
         images: The pictures of the data set.
 
     Returns:
-        Samples whose nearest image is nearer than any that was not compared with them in full, and
-        samples that were looked at, evenly over the run.
+        Samples of which every image that was not compared in full is further than a copy may be, or
+        than one that was; and samples that were looked at, evenly over the run.
     """
-    units = list(run.units("samples"))
-    chosen = {units[at] for at in np.linspace(0, len(units) - 1, min(len(units), 64)).astype(int)}
+    nulls = {row["measure"]: row["threshold"] for row in run.table("null").to_pylist()}
+    threshold = nulls.get("l2:nearest")
+    furthest = -np.inf if threshold is None else 1 - threshold
     own: dict[str, frozenset[int]] = {
         row["prompt_id"]: frozenset(int(name, 16) for name in row["references"])
         for row in run.table("prompts", ["prompt_id", "references"]).to_pylist()
     }
+    units = list(run.units("samples"))
+    some = np.linspace(0, len(units) - 1, min(len(units), UNITS)).round().astype(int)
     sure = looked = 0
-    for unit in units:
-        if unit not in chosen or looked >= CHECKED:
-            continue
+    for unit in sorted({units[at] for at in some}):
         best: dict[tuple[str, int], float] = {}
         for row in run.part("similarities", unit).to_pylist():
             if row["measure"] == "l2" and row["relation"] == "nearest":
                 best[row["prompt_id"], row["seed"]] = 1 - row["value"]
-        rows = [r for r in run.part("samples", unit).to_pylist() if r["status"] == "ok"]
+        rows = [row for row in run.part("samples", unit).to_pylist() if row["status"] == "ok"]
         rows = [row for row in rows if (row["prompt_id"], row["seed"]) in best]
         if not rows:
             continue
         pictures = torch.stack([decode(row["image"]) for row in rows])
         near = images.whole.near(pictures, COMPARED, [own[row["prompt_id"]] for row in rows])
         for row, beyond in zip(rows, near.beyond, strict=True):
-            sure += best[row["prompt_id"], row["seed"]] <= beyond
+            sure += bool(beyond >= min(furthest, best[row["prompt_id"], row["seed"]]))
         looked += len(rows)
     return sure, looked
 
 
 def known_prompts(prompts: Sequence[Prompt], images: Images, others: Sequence[int]) -> PromptList:
     """Return the prompts of a confirmation, and one for each further image that is known."""
-    more: list[Prompt] = []
-    for place in others:
-        source = images.sources[place]
-        assert source is not None, "only usable pictures have prints"
-        more.append(Prompt(f"item-{place}", f"item {place}", (source,)))
+    own = {source for prompt in prompts for source in prompt.images}
+    found = ((place, images.sources[place]) for place in others)
+    more = [
+        Prompt(f"item-{place}", f"item {place}", (source,))
+        for place, source in found
+        if source is not None and source not in own
+    ]
     return PromptList.of([*prompts, *more])

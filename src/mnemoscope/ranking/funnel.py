@@ -59,7 +59,7 @@ class Plan:
     finalists: Int[np.ndarray, " finalist"]
     repeated: frozenset[int]
     strata: tuple[Int[np.ndarray, " nearest"], Int[np.ndarray, " other"]]
-    drawn: tuple[Int[np.ndarray, " nearest"], Int[np.ndarray, " other"]]
+    drawn: tuple[Int[np.ndarray, " some"], Int[np.ndarray, " few"]]
 
     @property
     def sampled(self) -> int:

@@ -1,15 +1,20 @@
 """What an audit found, read from its run: which images are given back, and how sure that is.
 
-Contents: `Found` and `found_of`; the names of an audit's statistics.
+Contents: `Found` and `found_of`; `write`, its page, one HTML file without scripts; the names of an
+audit's statistics.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mnemoscope.errors import RunError
+from mnemoscope.reporting.page import PARTS, command, digest, environment
 from mnemoscope.reporting.text import percent
-from mnemoscope.runs.folder import Run
+from mnemoscope.runs.folder import Run, open_run
+from mnemoscope.runs.records import write_atomically
 
 ORDINARY = "ordinary"
 """Why a prompt was sampled that is no caption of the set."""
@@ -19,7 +24,7 @@ ANALYSIS = "audit"
 SHARE, RECALL, SURE = (
     "share that gives a training image back",
     "share of those that were found",
-    "share of samples whose nearest image by l2 is sure",
+    "share of samples of which no copy by l2 can be overlooked",
 )
 """Statistics of an audit."""
 
@@ -38,7 +43,7 @@ class Found:
         share: Share of the captions that give an image back; a row of table `statistics`.
         recall: Share of those that were found; likewise.
         ordinarily: Share of the ordinary prompts that give an image back; None without any.
-        sure: Share of samples whose nearest image is known for sure.
+        sure: Share of samples of which no copy can have been overlooked.
     """
 
     run: Run
@@ -111,8 +116,8 @@ class Found:
                 f"Of {self.ordinarily['n']:,} ordinary prompts, {_share(self.ordinarily)} do."
             )
         said.append(
-            f"{self.calls:,} network calls in all. The nearest of all images of the set is known "
-            f"for sure, by l2, for {percent(self.sure['value'])} of the samples looked at."
+            f"{self.calls:,} network calls in all. Every sample was held against every image of "
+            f"the set; of {percent(self.sure['value'])} of them no copy by l2 can be overlooked."
         )
         return tuple(said)
 
@@ -172,3 +177,117 @@ def found_of(run: Run) -> Found:
         of(SHARE, "ordinary prompts"),
         sure,
     )
+
+
+SHOWN = 120
+"""Captions whose pictures a page shows; the others are rows of table `audited`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A caption that gives an image back, with the sample that shows it best.
+
+    Attributes:
+        row: Its row of table `audited`.
+        reference: Name of the image.
+        similarity: Similarity of the two, by the primary measure.
+        sample: Picture of the sample, a data URI; None where there is none.
+        target: Picture of the image; likewise.
+    """
+
+    row: Row
+    reference: str
+    similarity: float
+    sample: str | None
+    target: str | None
+
+
+def write(found: Found, out: str | Path | None = None, *, redact_images: bool = False) -> Path:
+    """Write the page of an audit.
+
+    Args:
+        found: What was found.
+        out: Folder of the page; `report` within the audit's where not given.
+        redact_images: Show the names of pictures in place of them.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunError: If the confirmation is gone or damaged, or the folder cannot be written.
+    """
+    folder = Path(out) if out is not None else found.run.path / "report"
+    style = (PARTS / "style.css").read_text("utf-8")
+    manifest = found.run.manifest
+    text = (
+        environment()
+        .get_template("audit.html.j2")
+        .render(
+            found=found,
+            pairs=_pairs(found, redact_images),
+            more=max(0, len(found.given_back) - SHOWN),
+            statistics=[
+                row
+                for row in (found.share, found.recall, found.ordinarily, found.sure)
+                if row is not None
+            ],
+            manifest=manifest,
+            command=command(manifest.given, "audit"),
+            style=style,
+            style_digest=digest(style),
+        )
+    )
+    target = folder / "index.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report into {str(folder)!r}: {error.strerror or error}; make room "
+            "or choose another folder"
+        ) from error
+    return target
+
+
+def _pairs(found: Found, redact: bool) -> list[Pair]:
+    """Return the captions that give an image back, each with its best sample."""
+    rows = {row["prompt_id"]: row for row in found.given_back[:SHOWN]}
+    if not rows:
+        return []
+    run = open_run(found.run.path / "confirm")
+    measure = run.manifest.options["similarity"][0]
+    best: dict[str, tuple[float, str, int]] = {}
+    for part in run.parts("similarities"):
+        for row in part.to_pylist():
+            prompt, reference = row["prompt_id"], row["reference_id"]
+            shown = prompt in rows and reference in rows[prompt]["references"]
+            if shown and row["measure"] == measure and row["relation"] in ("own", "nearest"):
+                this = row["value"], reference, row["seed"]
+                best[prompt] = max(this, best.get(prompt, this))
+    wanted = {(prompt, seed): prompt for prompt, (_, _, seed) in best.items()}
+    samples: dict[str, bytes] = {}
+    for part in run.parts("samples", ["prompt_id", "seed", "image"]) if not redact else ():
+        for row in part.to_pylist():
+            if (row["prompt_id"], row["seed"]) in wanted:
+                samples[row["prompt_id"]] = row["image"]
+    names = {reference for _, reference, _ in best.values()}
+    targets: dict[str, bytes] = {}
+    for part in run.parts("references", ["reference_id", "image"]) if not redact else ():
+        for row in part.to_pylist():
+            if row["reference_id"] in names:
+                targets[row["reference_id"]] = row["image"]
+    return [
+        Pair(
+            rows[prompt], reference, value,
+            _uri(samples.get(prompt)), _uri(targets.get(reference)),
+        )
+        for prompt in rows
+        if prompt in best
+        for value, reference, _ in [best[prompt]]
+    ]  # fmt: skip
+
+
+def _uri(image: bytes | None) -> str | None:
+    if image is None:
+        return None
+    return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"

@@ -544,13 +544,13 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def command(given: Mapping[str, Any]) -> str:
-    """Write the study as passed as a command line, without the folder it went to."""
-    line = ["mnemoscope", "study"]
-    if "model" in given:
-        line.append(str(given["model"]))
+def command(given: Mapping[str, Any], name: str = "study") -> str:
+    """Write a command as passed as a command line, without the folder it went to."""
+    line = ["mnemoscope", name]
+    # What follows the model is given by its place as well.
+    line += [str(given[part]) for part in ("model", "dataset") if part in given]
     for name, value in given.items():
-        if name in ("model", "out") or value is None or value is False:
+        if name in ("model", "dataset", "out") or value is None or value is False:
             continue
         line.append(f"--{name.replace('_', '-')}")
         if value is not True:

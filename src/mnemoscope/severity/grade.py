@@ -325,7 +325,7 @@ def assess(
     run: Parted,
     *,
     loaded: Mapping[str, Similarity] | None = None,
-    nearest: Mapping[str, Float[np.ndarray, " image"]] | None = None,
+    nearest: Mapping[str, Float[np.ndarray, " _"]] | None = None,
     rate: float = RATE,
 ) -> dict[str, pa.Table]:
     """Derive the tables of severity and of its nulls from a run, a unit at a time.

@@ -193,7 +193,7 @@ def fit_nulls(
     values: Float[np.ndarray, "image image"],
     unrelated: Bool[np.ndarray, "image image"],
     *,
-    nearest: Float[np.ndarray, " image"] | None = None,
+    nearest: Float[np.ndarray, " _"] | None = None,
     rate: float = RATE,
 ) -> tuple[Null, Null]:
     """Fit the thresholds for a prompt's own images and for the nearest of all.
@@ -235,7 +235,7 @@ def measured_nulls(
     size: tuple[int, int],
     *,
     measure: str,
-    nearest: Float[np.ndarray, " image"] | None = None,
+    nearest: Float[np.ndarray, " _"] | None = None,
     rate: float = RATE,
 ) -> tuple[Null, Null]:
     """Compare training images with each other, each cropped and resized like a sample.

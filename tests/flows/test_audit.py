@@ -1,0 +1,256 @@
+"""Audits of oracles, whose memories are known: what is found, what is missed, what resumes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mnemoscope.cli import main
+from mnemoscope.errors import InputError, RunError
+from mnemoscope.flows import audit as flow
+from mnemoscope.flows.audit import Audit, audit
+from mnemoscope.models.oracle import MixtureDenoiser, Oracle
+from mnemoscope.reporting.audit import found_of
+from mnemoscope.runs.folder import Writer, open_run
+
+SIDE = 8
+
+
+def picture(at):
+    """Draw a picture of sixteen patches, unlike any other."""
+    patches = np.random.default_rng(at).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return patches.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def latents(array):
+    return 2 * torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255 - 1
+
+
+def world(folder, n=60, known=3):
+    """Make a folder of pictures with captions, the first of which a model has memorized.
+
+    The caption "stray" gives back the picture of another caption, which itself does not.
+    """
+    folder.mkdir(parents=True)
+    rows, targets = [], {}
+    for at in range(n):
+        Image.fromarray(picture(at)).save(folder / f"{at:03d}.png")
+        rows.append({"file_name": f"{at:03d}.png", "text": f"caption {at}"})
+        if at < known:
+            targets[f"caption {at}"] = latents(picture(at))
+    rows[n - 2]["text"] = "stray"
+    targets["stray"] = latents(picture(n - 1))
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return Oracle("oracle:known", *beliefs_of(targets))
+
+
+def beliefs_of(targets):
+    """Believe in each target under its caption, and in nothing in particular under any other."""
+    shape = latents(picture(0)).shape
+    means = torch.stack([*targets.values(), torch.zeros(shape)])
+    spreads = torch.tensor([0.0] * len(targets) + [0.6])
+    rows = torch.full((len(means), len(means)), -torch.inf).fill_diagonal_(0.0)
+    beliefs = dict(zip(targets, rows, strict=False)) | {"": rows[-1]}
+    return MixtureDenoiser(means, spreads), beliefs, [len(targets)]
+
+
+def asked(dataset, out, **changes):
+    values = {
+        "model": "oracle:memorizer",
+        "dataset": dataset,
+        "out": out,
+        "seeds": 2,
+        "screening_seeds": 2,
+        "steps": 4,
+        "similarity": ("l2",),
+    }
+    return Audit(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    model = world(folder / "set")
+    said = []
+    run = audit(asked(folder / "set", folder / "run"), model=model, notify=said.append)
+    return folder, model, run, said
+
+
+def test_what_is_memorized_is_found_with_its_picture(made):
+    found = found_of(made[2])
+    by_text = {row["prompt"]: row for row in found.given_back}
+    assert set(by_text) == {"caption 0", "caption 1", "caption 2", "stray"}
+    for at in range(3):
+        assert by_text[f"caption {at}"]["state"] == "memorized"
+        assert by_text[f"caption {at}"]["items"] == [f"{at:03d}.png"]
+    assert by_text["stray"]["state"] == "copies another image"
+    assert by_text["stray"]["items"] == ["059.png"]
+    assert len(found.pictures) == 4
+    assert found.title == "The model gives back 4 images of the data set, to 4 captions of 60"
+
+
+def test_the_interval_counts_what_was_dropped(made):
+    found = found_of(made[2])
+    assert found.share["value"] == pytest.approx(4 / 60)
+    assert found.share["low"] == pytest.approx(4 / 60)
+    # 40 captions were dropped and 20 of them drawn.
+    assert 4 / 60 < found.share["high"] < 0.2
+    assert found.recall["value"] == 1
+    assert found.recall["low"] == pytest.approx(4 / 60 / found.share["high"])
+
+
+def test_the_price_is_said_before_anything_is_done(made):
+    _, _, run, said = made
+    assert said[0] == "60 items, 60 different captions"
+    # One call a seed and caption, and the unconditional ones once.
+    assert said[1] == "screen: 60 captions x 2 seeds, 122 network calls"
+    rows = {row["stage"]: row for row in run.table("funnel").to_pylist()}
+    assert rows["screen"]["network_calls"] == 122
+    assert rows["confirm"]["items"] == 40
+    told = int(said[2].split("about ")[1].split()[0].replace(",", ""))
+    assert rows["confirm"]["network_calls"] == told == 40 * 2 * 2 * 4 + 256
+
+
+def test_the_nearest_of_the_whole_set_is_known_to_the_run(made):
+    run = open_run(made[2].path / "confirm")
+    held = {row["reference_id"] for row in run.table("references").to_pylist()}
+    near = {row["reference_id"] for row in run.table("similarities").to_pylist()}
+    assert near <= held
+    assert found_of(made[2]).sure["value"] == 1
+
+
+def rows_of(run):
+    names = ("items", "funnel", "audited", "statistics")
+    return {name: run.table(name).to_pylist() for name in names}
+
+
+class Killed(Exception):
+    """Stands for a process that ends here."""
+
+
+@pytest.mark.parametrize("after", [1, 5, 9])
+def test_an_audit_goes_on_where_it_was_stopped(after, made, tmp_path, monkeypatch):
+    folder, model, whole, _ = made
+    question = asked(folder / "set", tmp_path / "run")
+    append, count = Writer.append, 0
+
+    def failing(self, unit, parts):
+        nonlocal count
+        count += 1
+        if count > after:
+            raise Killed
+        append(self, unit, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "append", failing)
+        with pytest.raises(Killed):
+            audit(question, model=model)
+    assert rows_of(audit(question, model=model)) == rows_of(whole)
+
+
+def test_a_data_set_that_changed_is_refused(made, tmp_path):
+    model = world(tmp_path / "set", n=30)
+    question = asked(tmp_path / "set", tmp_path / "run")
+    audit(question, model=model)
+    with (tmp_path / "set" / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "003.png", "text": "one more"}')
+    with pytest.raises(RunError, match="prompts or training images"):
+        audit(question, model=model)
+
+
+def test_broken_and_repeated_items_are_counted(tmp_path):
+    model = world(tmp_path / "set", n=30)
+    folder = tmp_path / "set"
+    (folder / "007.png").write_bytes(b"no picture")
+    with (folder / "metadata.jsonl").open("a") as file:
+        for at in (20, 21, 22):
+            file.write(json.dumps({"file_name": f"{at:03d}.png", "text": "caption 20"}) + "\n")
+        file.write('\n{"file_name": "003.png"}\n{"file_name": "absent.png", "text": "lost"}')
+    text = (folder / "metadata.jsonl").read_text().replace("}{", "}\n{")
+    (folder / "metadata.jsonl").write_text(text)
+    said = []
+    run = audit(asked(folder, tmp_path / "run"), model=model, notify=said.append)
+    assert said[0] == "35 items, 31 different captions; 1 items have none and are only looked for"
+    reasons = {row["name"]: row["reason"] for row in run.table("items").to_pylist()}
+    assert "PNG" in reasons["007.png"]
+    assert "absent.png" in reasons["absent.png"]
+    repeated = [row for row in run.table("audited").to_pylist() if row["prompt"] == "caption 20"]
+    # The caption stands with three further pictures, and one of these with its own as well.
+    assert [row["repeats"] for row in repeated] == [4]
+    assert found_of(run).share["value"] == pytest.approx(4 / 31)
+
+
+def test_ordinary_prompts_are_counted_apart(tmp_path):
+    model = world(tmp_path / "set", n=30)
+    (tmp_path / "ordinary.txt").write_text("nothing known\ncaption 1\nsomething else\n")
+    question = asked(tmp_path / "set", tmp_path / "run", ordinary=tmp_path / "ordinary.txt")
+    found = found_of(audit(question, model=model))
+    assert [row["state"] for row in found.ordinary] == [
+        "not memorized", "copies another image", "not memorized",
+    ]  # fmt: skip
+    assert found.ordinarily["value"] == pytest.approx(1 / 3)
+    assert found.share["value"] == pytest.approx(4 / 30)
+
+
+def test_a_budget_is_kept_and_one_too_small_refused(tmp_path):
+    model = world(tmp_path / "set")
+    question = asked(tmp_path / "set", tmp_path / "run", budget=600)
+    run = audit(question, model=model)
+    found = found_of(run)
+    assert found.calls <= 600
+    # One caption in full takes 16 calls; what the budget leaves over is no more than repeats took.
+    assert len(found.captions) >= 10
+    with pytest.raises(InputError, match="give at least 442"):
+        audit(replace(question, budget=400, out=tmp_path / "other"), model=model)
+
+
+def test_a_wanted_precision_decides_how_many_are_drawn(tmp_path):
+    model = world(tmp_path / "set", n=90)
+    found = found_of(audit(asked(tmp_path / "set", tmp_path / "run", precision=0.06), model=model))
+    assert found.share["high"] - found.share["low"] <= 0.06
+    assert len(found.captions) < 90
+
+
+@pytest.mark.parametrize(("limit", "status"), [("1%", 4), ("0.5", 0), (None, 0)])
+def test_the_exit_status_tells_whether_too_much_is_given_back(
+    limit, status, made, monkeypatch, capsys
+):
+    folder, _, run, _ = made
+    monkeypatch.setattr(flow, "audit", lambda asked, **_: run)
+    more = [] if limit is None else ["--fail-above", limit]
+    given = ["mnemoscope", "audit", "oracle:memorizer", str(folder / "set"), *more]
+    monkeypatch.setattr("sys.argv", given)
+    try:
+        main()
+        ended = 0
+    except SystemExit as end:
+        ended = end.code or 0
+    assert ended == status
+    out, err = capsys.readouterr()
+    assert out.startswith("The model gives back 4 images")
+    if limit is not None:
+        assert ("exceeded" if status else "held") in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"dataset": None}, "no data set"),
+        ({"fail_above": "much"}, "0.1%"),
+        ({"fail_above": "200%"}, "0.1%"),
+        ({"finalists": 0.0}, "finalists"),
+        ({"budget": 0}, "budget"),
+        ({"precision": 2.0}, "precision"),
+    ],
+)
+def test_what_means_nothing_is_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        Audit(**{"model": "oracle:memorizer", "dataset": "set"} | changes)
+
+
+def test_another_kind_of_run_is_no_audit(made):
+    with pytest.raises(RunError, match="audit"):
+        found_of(open_run(made[2].path / "screen"))
