@@ -1,6 +1,7 @@
 """Audits of oracles, whose memories are known: what is found, what is missed, what resumes."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from mnemoscope.errors import InputError, RunError
 from mnemoscope.flows import audit as flow
 from mnemoscope.flows.audit import Audit, audit
 from mnemoscope.models.oracle import MixtureDenoiser, Oracle
-from mnemoscope.reporting.audit import found_of
+from mnemoscope.reporting.audit import found_of, write
 from mnemoscope.runs.folder import Writer, open_run
 
 SIDE = 8
@@ -254,3 +255,41 @@ def test_what_means_nothing_is_refused(changes, word):
 def test_another_kind_of_run_is_no_audit(made):
     with pytest.raises(RunError, match="audit"):
         found_of(open_run(made[2].path / "screen"))
+
+
+def page_of(found, out, **options):
+    return write(found, out, **options).read_text(encoding="utf-8")
+
+
+def test_the_page_answers_first_and_shows_both_pictures(made, tmp_path):
+    found = found_of(made[2])
+    page = page_of(found, tmp_path)
+    assert page.index(found.title) < page.index("network calls")
+    assert page.count("data:image/webp") == 2 * len(found.given_back) == 8
+    assert "another caption’s image" in page
+    assert "script-src" not in page
+    assert "<script" not in page
+
+
+def test_a_page_without_pictures_names_them(made, tmp_path):
+    found = found_of(made[2])
+    page = page_of(found, tmp_path, redact_images=True)
+    assert "data:image" not in page
+    assert all(name in page for name in found.pictures)
+
+
+def test_a_hostile_caption_is_only_text(made, tmp_path):
+    found = found_of(made[2])
+    hostile = {"prompt": "<script>alert(1)</script>\u202e", "items": ['"><img src=x>']}
+    page = page_of(replace(found, captions=({**found.given_back[0], **hostile},)), tmp_path)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "⟨U+202E⟩" in page
+
+
+def test_report_writes_the_page_of_an_audit(made, tmp_path, monkeypatch, capsys):
+    given = ["mnemoscope", "report", str(made[2].path), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", given)
+    with suppress(SystemExit):
+        main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
