@@ -13,10 +13,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mnemoscope.cli import EXAMPLES, app, main
+from mnemoscope.cli import ARGUMENTS, EXAMPLES, app, main
 from mnemoscope.data.prompts import load_prompts, named
 from mnemoscope.errors import InputError
 from mnemoscope.flows.adversary import Attacking
+from mnemoscope.flows.audit import Audit
 from mnemoscope.flows.bench import Benchmark
 from mnemoscope.flows.check import Checking
 from mnemoscope.flows.comparison import Comparing
@@ -213,6 +214,7 @@ COMMANDS = {
     "study": Study,
     "detect": Detection,
     "explain": Explaining,
+    "audit": Audit,
     "check": Checking,
     "bench detectors": Benchmark,
     "bench mitigations": Comparing,
@@ -227,7 +229,7 @@ def test_every_field_is_an_option_with_its_help(name, monkeypatch):
     flat = " ".join(invoke(*name.split(), "--help").replace("│", " ").split())
     for f in fields(COMMANDS[name]):
         assert f.metadata["help"].split(",")[0].split(";")[0] in flat, f.name
-        assert f.name == "model" or f"--{f.name.replace('_', '-')}" in flat, f.name
+        assert f.name in ARGUMENTS or f"--{f.name.replace('_', '-')}" in flat, f.name
 
 
 def test_help_names_the_main_command_first_and_shows_an_example_for_each():
