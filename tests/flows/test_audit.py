@@ -30,7 +30,7 @@ def latents(array):
     return 2 * torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255 - 1
 
 
-def world(folder, n=60, known=3):
+def world(folder, n=60, known=3, first=0):
     """Make a folder of pictures with captions, the first of which a model has memorized.
 
     The caption "stray" gives back the picture of another caption, which itself does not.
@@ -38,12 +38,12 @@ def world(folder, n=60, known=3):
     folder.mkdir(parents=True)
     rows, targets = [], {}
     for at in range(n):
-        Image.fromarray(picture(at)).save(folder / f"{at:03d}.png")
+        Image.fromarray(picture(first + at)).save(folder / f"{at:03d}.png")
         rows.append({"file_name": f"{at:03d}.png", "text": f"caption {at}"})
         if at < known:
-            targets[f"caption {at}"] = latents(picture(at))
+            targets[f"caption {at}"] = latents(picture(first + at))
     rows[n - 2]["text"] = "stray"
-    targets["stray"] = latents(picture(n - 1))
+    targets["stray"] = latents(picture(first + n - 1))
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return Oracle("oracle:known", *beliefs_of(targets))
 
@@ -174,7 +174,7 @@ def test_broken_and_repeated_items_are_counted(tmp_path):
     (folder / "metadata.jsonl").write_text(text)
     said = []
     run = audit(asked(folder, tmp_path / "run"), model=model, notify=said.append)
-    assert said[0] == "35 items, 31 different captions; 1 items have none and are only looked for"
+    assert said[0] == "35 items, 31 different captions; items without one are only looked for: 1"
     reasons = {row["name"]: row["reason"] for row in run.table("items").to_pylist()}
     assert "PNG" in reasons["007.png"]
     assert "absent.png" in reasons["absent.png"]
@@ -182,6 +182,18 @@ def test_broken_and_repeated_items_are_counted(tmp_path):
     # The caption stands with three further pictures, and one of these with its own as well.
     assert [row["repeats"] for row in repeated] == [4]
     assert found_of(run).share["value"] == pytest.approx(4 / 31)
+
+
+def test_a_set_without_captions_or_pictures_is_refused(tmp_path):
+    model = world(tmp_path / "set", n=8)
+    rows = [{"file_name": f"{at:03d}.png"} for at in range(8)]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="no captions"):
+        audit(asked(tmp_path / "set", tmp_path / "run"), model=model)
+    rows = [{"file_name": "absent.png", "text": f"caption {at}"} for at in range(8)]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="no picture"):
+        audit(asked(tmp_path / "set", tmp_path / "run"), model=model)
 
 
 def test_ordinary_prompts_are_counted_apart(tmp_path):
@@ -255,6 +267,17 @@ def test_what_means_nothing_is_refused(changes, word):
 def test_another_kind_of_run_is_no_audit(made):
     with pytest.raises(RunError, match="audit"):
         found_of(open_run(made[2].path / "screen"))
+
+
+def test_a_set_that_was_trained_on_is_told_from_one_held_out(tmp_path):
+    model = world(tmp_path / "set", n=30, known=28)
+    world(tmp_path / "other", n=30, first=500)
+    question = asked(tmp_path / "set", tmp_path / "run", held_out=tmp_path / "other", steps=2)
+    found = found_of(audit(question, model=model))
+    assert found.inferred["value"] == pytest.approx(0.002)
+    assert any("the set as a whole was trained on: p = 0.002" in one for one in found.sentences)
+    rows = {row["stage"]: row for row in found.funnel}
+    assert rows["members"]["items"] == 60
 
 
 def page_of(found, out, **options):

@@ -5,6 +5,7 @@ Flow of `audit`, each stage a run folder that goes on where it was stopped::
     DIR          what each item is, and in the end what was found: tables items, funnel, audited
                  and statistics
     DIR/screen   every distinct caption by a few network calls: a detection
+    DIR/members  where another data set is held out, items of both by membership scores: a detection
     DIR/confirm  the suspicious captions in full, and as a sample some of the others, every picture
                  against the whole set: a study
 
@@ -55,8 +56,17 @@ from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.ranking.funnel import FROM_NEAREST, STRATA, Plan, plan, strata_of, tails
+from mnemoscope.ranking.inference import Inference, inferred
 from mnemoscope.ranking.prevalence import Stratum, drawn_for, exact, prevalence
-from mnemoscope.reporting.audit import ANALYSIS, GIVEN_BACK, ORDINARY, RECALL, SHARE, SURE
+from mnemoscope.reporting.audit import (
+    ANALYSIS,
+    GIVEN_BACK,
+    INFERRED,
+    ORDINARY,
+    RECALL,
+    SHARE,
+    SURE,
+)
 from mnemoscope.runs.execute import chunks
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
@@ -72,6 +82,10 @@ LEAST = 20
 """Fewest captions that are taken as suspicious, and that are drawn from the others."""
 OWN = 8
 """Most images that a caption counts as its own; of one that repeats more often, the first."""
+MEMBERSHIP = ("sima", "pia", "secmi", "score_norm")
+"""Membership scores of dataset inference: 16 network calls an item together, at four samples."""
+INFERRED_ON = 200
+"""Items of either data set that dataset inference looks at."""
 FEWEST = 4
 """Fewest captions that a budget has to reach for: suspicious, repeated, and one of each stratum."""
 SHOWN = 20
@@ -104,6 +118,10 @@ class Audit(Recipe, Source):
     budget: int | None = option(None, "Most network calls of all stages together.")
     ordinary: str | Path | None = option(
         None, "Prompt file that nobody wrote to extract anything: how often does one give back?"
+    )
+    held_out: str | Path | None = option(
+        None,
+        "Data set of the same kind that was certainly not trained on: was this one, as a whole?",
     )
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2"),
@@ -168,7 +186,7 @@ class Audit(Recipe, Source):
         return cls(**values_of(cls, options))
 
 
-UNASKED = ("dataset", "fail_above")
+UNASKED = ("dataset", "held_out", "fail_above")
 """Options that may differ when an audit goes on: what the set holds has a digest of its own."""
 
 
@@ -201,8 +219,10 @@ def audit(
     chosen = choose(asked.detectors)
     dataset = read_set(asked.dataset)
     ordinary = _ordinary(asked)
+    held_out = None if asked.held_out is None else read_set(asked.held_out)
     known = loaded(asked) if model is None else as_model(model)
-    stages = _Stages(asked, known, chosen, dataset, ordinary, say, progress)
+    stages = _Stages(asked, known, chosen, dataset, held_out, ordinary, say, progress)
+    stages.captions.listed()
     for line in stages.price():
         say(line)
     manifest = stages.manifest()
@@ -210,7 +230,8 @@ def audit(
         with writer.noting(manifest):
             images = stages.index(writer, manifest)
             tail = stages.screen(images)
-            found = stages.confirm(images, stages.chosen(tail, images))
+            members = stages.infer(images)
+            found = stages.confirm(images, stages.chosen(tail, images), members)
             writer.append("result", found)
         return writer.close(manifest, "complete")
 
@@ -234,6 +255,7 @@ class _Stages:
     model: Model
     detectors: tuple[Detector, ...]
     dataset: DataSet
+    held_out: DataSet | None
     ordinary: tuple[Prompt, ...]
     say: Notify
     progress: bool
@@ -270,9 +292,18 @@ class _Stages:
         return price_in(bank, (Pictures(),)).calls
 
     def fixed(self) -> int:
-        """Return what a confirmation costs whatever is sampled: the ordinary prompts, the mean."""
+        """Return what is spent whatever is chosen: on ordinary prompts, the mean, inference."""
         mean = MEAN_DRAWS if self.model.has_uncond else 0
-        return mean + len(self.ordinary) * self.each()
+        return mean + len(self.ordinary) * self.each() + self.inference_calls()
+
+    def inference_calls(self) -> int:
+        """Return what dataset inference costs at most."""
+        if self.held_out is None:
+            return 0
+        bank = Bank(self.model, Recipe(**self._screening()), self.asked.screening_seeds, 1)
+        each = price_in(bank, union(choose(MEMBERSHIP))).calls
+        sizes = (len(self.captions), len(Captions(self.held_out)))
+        return each * sum(min(size, INFERRED_ON) for size in sizes)
 
     def counts(self) -> tuple[int, int]:
         """Return how many captions are sampled as suspicious, at most, and how many are drawn.
@@ -310,7 +341,7 @@ class _Stages:
         whole = n * each
         yield (
             f"{len(self.dataset):,} items, {n:,} different captions"
-            + (f"; {blank:,} items have none and are only looked for" if blank else "")
+            + (f"; items without one are only looked for: {blank:,}" if blank else "")
         )
         seeds = self.asked.screening_seeds
         yield f"screen: {n:,} captions x {seeds} seeds, {screen:,} network calls"
@@ -319,6 +350,8 @@ class _Stages:
             f"{drawn:,} drawn from the others, {len(self.ordinary):,} ordinary prompts, x "
             f"{self.asked.seeds} seeds, about {full:,} network calls"
         )
+        if self.held_out is not None:
+            yield f"members: dataset inference, at most {self.inference_calls():,} network calls"
         yield (
             f"together {(screen + full) / whole:.1%} of the {whole:,} that sampling every caption "
             f"takes, on {self.model.device}"
@@ -327,7 +360,8 @@ class _Stages:
     def manifest(self) -> Manifest:
         """Say what is asked of which model and data set."""
         asked, model = self.asked, self.model
-        told = "\n".join([self.dataset.digest, *(p.prompt_id for p in self.ordinary)])
+        sets = [held.digest for held in (self.dataset, self.held_out) if held is not None]
+        told = "\n".join([*sets, *(p.prompt_id for p in self.ordinary)])
         bank = Bank(model, self._recipe(), 1, 1)
         alpha, sigma = bank.final
         return Manifest(
@@ -354,15 +388,17 @@ class _Stages:
         names = np.zeros(count, dtype=np.uint64)
         sources: list[ImageSource | None] = []
         done, size = writer.finished(), self.model.image_size
+        before = Run(writer.path, manifest)
         bar = tqdm(total=count, unit="item", disable=not self.progress, leave=False, delay=DELAY)
         with bar:
             for at, items in enumerate(chunks(self.dataset, ITEMS)):
                 unit = f"items-{at:06d}"
-                if unit not in done:
+                if unit in done:
+                    rows = before.part("items", unit).to_pylist()
+                else:
                     rows = [_item_row(at * ITEMS + k, item, size) for k, item in enumerate(items)]
                     writer.append(unit, {"items": TABLES["items"].of_rows(rows)})
-                held = Run(writer.path, manifest).part("items", unit).to_pylist()
-                for item, row in zip(items, held, strict=True):
+                for item, row in zip(items, rows, strict=True):
                     place = len(sources)
                     usable = row["reference_id"] is not None
                     sources.append(item.image if usable else None)
@@ -414,7 +450,29 @@ class _Stages:
         same = counts[np.searchsorted(names, pictured)]
         return np.maximum(captions.counts, np.where(pictured == NOTHING, 1, same))
 
-    def confirm(self, images: Images, chosen: Plan) -> dict[str, Any]:
+    def infer(self, images: Images) -> Inference | None:
+        """Ask whether the data set was trained on as a whole; None without one held out."""
+        if self.held_out is None:
+            return None
+        ours = Captions(self.dataset, images.names != NOTHING)
+        theirs = Captions(self.held_out, np.ones(len(self.held_out), dtype=bool))
+        sides = [_some(ours, "item", self.asked.seed), _some(theirs, "held-out", self.asked.seed)]
+        scores = detect(
+            self.model,
+            PromptList.of([prompt for side in sides for prompt in side]),
+            detectors=MEMBERSHIP,
+            seeds=self.asked.screening_seeds,
+            batch=self.asked.batch,
+            retry=self.asked.retry,
+            out=self.folder / "members",
+            notify=lambda line: self.say(f"members: {line}"),
+            progress=self.progress,
+            **self._screening(),
+        )
+        features = np.column_stack([scores.of(name) for name in MEMBERSHIP])
+        return inferred(features[: len(sides[0])], features[len(sides[0]) :], self.asked.seed)
+
+    def confirm(self, images: Images, chosen: Plan, members: Inference | None) -> dict[str, Any]:
         """Sample in full, and say what was found, as tables."""
         prompts = [*self._prompts(images, chosen), *self.ordinary]
         others = images.others(self.asked.seed)
@@ -453,7 +511,7 @@ class _Stages:
             progress=self.progress,
         )
         told = {prompt.prompt_id: prompt for prompt in prompts}
-        return self._result(done, images, chosen, told)
+        return self._result(done, images, chosen, told, members)
 
     def _prompts(self, images: Images, chosen: Plan) -> list[Prompt]:
         """Return the captions that are sampled in full, with their images."""
@@ -473,7 +531,12 @@ class _Stages:
         return found
 
     def _result(
-        self, done: Run, images: Images, chosen: Plan, prompts: Mapping[str, Prompt]
+        self,
+        done: Run,
+        images: Images,
+        chosen: Plan,
+        prompts: Mapping[str, Prompt],
+        members: Inference | None,
     ) -> dict[str, Any]:
         """Return what was found, as tables of the audit."""
         captions, labels = self.captions, _labels(chosen)
@@ -508,6 +571,7 @@ class _Stages:
                 [
                     *_statistics(rows, chosen, self.asked.guidance),
                     _sure(*certain(done, images), self.asked.guidance),
+                    *([] if members is None else [_inference(members, self.asked.guidance)]),
                 ]
             ),
         }
@@ -533,6 +597,10 @@ class _Stages:
             ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
             ("confirm", chosen.sampled + len(self.ordinary), chosen.sampled, spent + mean),
         )
+        if self.held_out is not None:
+            sizes = (len(self.captions), len(Captions(self.held_out)))
+            both = sum(min(size, INFERRED_ON) for size in sizes)
+            stages = (*stages[:2], ("members", both, both, self.inference_calls()), stages[2])
         return [
             {"stage": stage, "items": items, "kept": kept, "network_calls": calls}
             for stage, items, kept, calls in stages
@@ -611,6 +679,23 @@ def _statistics(
         judged = ordinary.drawn - ordinary.unknown
         told.append((SHARE, "ordinary prompts", exact(ordinary.found, judged)))
     return [_statistic(name, population, value, guidance) for name, population, value in told]
+
+
+def _some(captions: Captions, label: str, seed: int) -> list[Prompt]:
+    """Return captions at random with their image, under names that say which set they are of."""
+    rng = np.random.default_rng(seed)
+    known = [] if captions.usable is None else captions.usable[captions.firsts].nonzero()[0]
+    chosen = set(rng.choice(known, min(INFERRED_ON, len(known)), replace=False).tolist())
+    return [
+        replace(prompt, prompt_id=f"{label}-{prompt.prompt_id}")
+        for at, prompt in enumerate(captions)
+        if at in chosen and prompt.images
+    ]
+
+
+def _inference(of: Inference, guidance: float) -> dict[str, Any]:
+    method = of.reason or f"permutations, against {of.held_out} held-out items"
+    return _statistic(INFERRED, "items", Estimate(of.p, np.nan, np.nan, of.items, method), guidance)
 
 
 def _sure(sure: int, looked: int, guidance: float) -> dict[str, Any]:

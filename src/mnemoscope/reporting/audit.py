@@ -12,7 +12,7 @@ from typing import Any
 
 from mnemoscope.errors import RunError
 from mnemoscope.reporting.page import PARTS, command, digest, environment
-from mnemoscope.reporting.text import percent
+from mnemoscope.reporting.text import number, percent
 from mnemoscope.runs.folder import Run, open_run
 from mnemoscope.runs.records import write_atomically
 
@@ -26,6 +26,7 @@ SHARE, RECALL, SURE = (
     "share of those that were found",
     "share of samples of which no copy by l2 can be overlooked",
 )
+INFERRED = "p of dataset inference"
 """Statistics of an audit."""
 
 Row = Mapping[str, Any]
@@ -44,6 +45,7 @@ class Found:
         recall: Share of those that were found; likewise.
         ordinarily: Share of the ordinary prompts that give an image back; None without any.
         sure: Share of samples of which no copy can have been overlooked.
+        inferred: Whether the set as a whole was trained on, a p; None where nothing was held out.
     """
 
     run: Run
@@ -54,6 +56,7 @@ class Found:
     recall: Row
     ordinarily: Row | None
     sure: Row
+    inferred: Row | None = None
 
     @property
     def given_back(self) -> tuple[Row, ...]:
@@ -115,6 +118,8 @@ class Found:
             said.append(
                 f"Of {self.ordinarily['n']:,} ordinary prompts, {_share(self.ordinarily)} do."
             )
+        if self.inferred is not None:
+            said.append(_member(self.inferred))
         said.append(
             f"{self.calls:,} network calls in all. Every sample was held against every image of "
             f"the set; of {percent(self.sure['value'])} of them no copy by l2 can be overlooked."
@@ -133,11 +138,25 @@ class Found:
             "captions": [dict(row) for row in self.given_back],
             "statistics": [
                 dict(row)
-                for row in (self.share, self.recall, self.ordinarily, self.sure)
+                for row in (self.share, self.recall, self.ordinarily, self.sure, self.inferred)
                 if row is not None
             ],
             "funnel": [dict(row) for row in self.funnel],
         }
+
+
+CERTAIN = 0.01
+"""Largest p by which a data set is said to have been trained on. Source: Dubiński et al. 2025."""
+
+
+def _member(row: Row) -> str:
+    if row["value"] is None:
+        return f"Whether the set as a whole was trained on cannot be told: {row['method']}."
+    yes = "was trained on" if row["value"] <= CERTAIN else "cannot be told from one held out"
+    return (
+        f"By membership scores, the set as a whole {yes}: p = {number(row['value'])}, "
+        f"{row['n']:,} items, {row['method']}."
+    )
 
 
 def _share(row: Row) -> str:
@@ -176,6 +195,7 @@ def found_of(run: Run) -> Found:
         recall,
         of(SHARE, "ordinary prompts"),
         sure,
+        of(INFERRED, "items"),
     )
 
 
