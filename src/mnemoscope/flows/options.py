@@ -26,17 +26,6 @@ PATHS = (
     "prompts", "dataset", "held_out", "out", "sscd", "lora", "vae", "save", "ordinary", "study",
     "clip",
 )  # fmt: skip
-    "prompts",
-    "dataset",
-    "held_out",
-    "out",
-    "sscd",
-    "lora",
-    "vae",
-    "save",
-    "ordinary",
-    "study",
-)
 """Options that name a file or folder."""
 
 
