@@ -180,7 +180,8 @@ PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").
 
 def commands_of(page):
     """Return the commands in the code blocks of a page, as they are given."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    # A line that ends with a backslash goes on.
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     blocks = [block for language, block in fenced if language in ("", "sh", "console")]
     blocks += re.findall(r"^    (?!  )mnemoscope .*$", text, flags=re.MULTILINE)
