@@ -103,6 +103,14 @@ def test_the_interval_counts_what_was_dropped(made):
     assert found.recall["low"] == pytest.approx(4 / 60 / found.share["high"])
 
 
+def test_a_funnel_that_is_too_narrow_says_so(made):
+    found = found_of(made[2])
+    assert not found.narrow
+    hits = replace(found, captions=found.given_back)
+    assert hits.narrow
+    assert any("--finalists" in one for one in hits.sentences)
+
+
 def test_the_price_is_said_before_anything_is_done(made):
     _, _, run, said = made
     assert said[0] == "60 items, 60 different captions"

@@ -82,6 +82,12 @@ class Found:
         return next(row["items"] for row in self.funnel if row["stage"] == "screen")
 
     @property
+    def narrow(self) -> bool:
+        """Return whether so many suspicious captions give an image back that more are likely."""
+        scored = [row["state"] in GIVEN_BACK for row in self.captions if row["chosen"] == "score"]
+        return len(scored) < self.listed and 2 * sum(scored) > len(scored)
+
+    @property
     def calls(self) -> int:
         """Return the network calls of all stages."""
         return sum(row["network_calls"] for row in self.funnel)
@@ -111,6 +117,11 @@ class Found:
         ]
         if self.recall["value"] is not None:
             said.append(f"Of those that do, the audit found {_share(self.recall)}.")
+        if self.narrow:
+            said.append(
+                "Most of the suspicious captions do, so some that were dropped narrowly may as "
+                "well: sample more of them, by a larger --finalists."
+            )
         if self.unjudged:
             some = "1 caption" if self.unjudged == 1 else f"{self.unjudged:,} captions"
             said.append(f"{some} could not be judged and count either way in the interval.")
