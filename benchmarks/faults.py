@@ -232,8 +232,10 @@ def damage(at: Path, most: int) -> Tally:
         kinds = ("manifest.json", "manifest.copy.json", "constants.safetensors", "commits/*.json",
                  "*/*.parquet")  # fmt: skip
         for kind in kinds:
-            files = sorted(whole.glob(kind))
-            for number in range(most if files else 0):
+            for number in range(most):
+                # What could not be repaired may be gone.
+                if not (files := sorted(whole.glob(kind))):
+                    break
                 file = chance.choice(files)
                 data = bytearray(file.read_bytes())
                 if number % 5 == 4:

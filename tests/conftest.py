@@ -1,6 +1,7 @@
 """Settings every test shares: no network, one thread, seeded hypothesis."""
 
 import os
+import signal
 
 # Set before any library reads them: a test that would download must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,3 +25,14 @@ hypothesis.settings.load_profile("mnemoscope")
 def _seeded():
     """Seed torch's global generator, so that a test means the same alone and in the suite."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Give back the handlers of signals, which a command that is called in this process takes."""
+    known = [n for n in signal.valid_signals() if signal.getsignal(n) is not None]
+    before = {n: signal.getsignal(n) for n in known}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -209,7 +209,7 @@ def test_the_price_is_probed_on_as_much_as_memory_holds(listed, tmp_path):
             return inner(x, timestep, condition)
 
     bank.model.denoiser = Narrow()
-    assert module._seconds_a_row(bank) > 0
+    assert module.seconds_a_row(bank) > 0
     assert sizes == [16, 8, 4, 4]
 
     class Broken:
@@ -219,7 +219,7 @@ def test_the_price_is_probed_on_as_much_as_memory_holds(listed, tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     bank.model.denoiser = Broken()
-    assert math.isnan(module._seconds_a_row(bank))
+    assert math.isnan(module.seconds_a_row(bank))
     assert module.duration(math.nan) == "an unknown time"
 
 

@@ -471,12 +471,13 @@ def test_a_study_goes_on_with_another_batch(prompts, tmp_path, whole, batch):
 def test_rows_made_beside_the_gathering_are_the_same(prompts, tmp_path, whole, monkeypatch):
     from mnemoscope.flows import study as module
 
-    plain = module.execute
+    plain = module.executor_of
 
-    def overlapping(writer, worker, units, *, overlap):
-        plain(writer, worker, units, overlap=not overlap)
+    def overlapping(asked):
+        done = plain(asked)
+        return lambda *given, overlap: done(*given, overlap=not overlap)
 
-    monkeypatch.setattr(module, "execute", overlapping)
+    monkeypatch.setattr(module, "executor_of", overlapping)
     assert_same(run(small(prompts, tmp_path / "run")), whole)
 
 

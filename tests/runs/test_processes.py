@@ -72,11 +72,14 @@ def test_a_worker_that_is_killed_costs_its_unit_at_most(tmp_path):
 
 
 CHILD = """
+import signal
 import sys
 from pathlib import Path
 from tests.runs.test_processes import done
 from tests.runs.workers import Sleeper, units
 if __name__ == "__main__":
+    # A suite that runs in the background ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     at = Path(sys.argv[1])
     done(at / "run", Sleeper(pace=0.1, log=str(at / "log")), units(16))
 """
