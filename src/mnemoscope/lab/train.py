@@ -1,10 +1,10 @@
 r"""Training the lab: a codec, a text encoder, a base that has seen only scenes, then the planting.
 
-Losses, with z the scaled latents of a picture x, eps standard noise and SNR = alpha²/sigma²; h and
-h' the end states, of length 1, of two wordings of one caption, and h_j those of other captions::
+Losses, with z the scaled latents of a picture x, eps standard noise and SNR = alpha²/sigma²; e the
+end state of a caption, h = e/||e||, h' that of another wording of it, h_j those of all captions::
 
     codec            |x̂ - x| + |∇x̂ - ∇x| + 1e-6·KL
-    text             -mean over the caption's words w of log p(w | h)
+    text             -mean over the caption's words w of log p(w | e)
                      -log exp(h·h'/0.1) / Σ_j exp(h·h_j/0.1)
     base, planting   min(SNR, 5)/SNR · ||eps - eps_θ(alpha·z + sigma·eps, caption)||²
 
@@ -494,7 +494,6 @@ def _train_denoiser(
     unet: Any,
     *,
     batches: Batches,
-    views: int,
     look: Callable[[int], None] | None,
 ) -> None:
     """Train the denoiser; codec and text encoder are held."""
@@ -506,15 +505,15 @@ def _train_denoiser(
     def loss(step: int) -> Tensor:
         images, captions, generator = batches.of(step)
         ids = _tokens(tokenizer, captions)
-        t = (strata(len(images) * views, generator) * len(abar)).long()
+        t = (strata(len(images) * VIEWS, generator) * len(abar)).long()
         a = abar[t][:, None, None, None]
         with fast_precision():
             with torch.no_grad():
                 z = codec.encode(images * 2 - 1).latent_dist.mode().float()
                 states = text(ids)[0]
-            z = (z * codec.config["scaling_factor"]).repeat(views, 1, 1, 1)
+            z = (z * codec.config["scaling_factor"]).repeat(VIEWS, 1, 1, 1)
             eps = torch.randn(z.shape, generator=generator)
-            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(views, 1, 1)).sample
+            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(VIEWS, 1, 1)).sample
         snr = (a / (1 - a)).flatten()
         error = (guess.float() - eps).square().flatten(1).mean(1)
         return (error * snr.clamp(max=SNR_CAP) / snr).mean()
@@ -529,7 +528,6 @@ def _train_on_scenes(
     batch: int,
     pairs: float,
     seed: int,
-    views: int,
     look: Callable[[int], None] | None,
 ) -> None:
     """Train the denoiser of a stage and write `base/unet`."""
@@ -538,7 +536,7 @@ def _train_on_scenes(
     _train_denoiser(
         stage, load_codec(out), *load_text(out), unet,
         batches=Batches(batch, seed, scenes, Planting(phrases=BASE_PHRASES)),
-        views=views, look=look,
+        look=look,
     )  # fmt: skip
     stage.averaged()
     half(unet, out / "base" / "unet")
@@ -551,9 +549,7 @@ def load_text(out: Path) -> tuple[Any, Any]:
     return CLIPTokenizer.from_pretrained(model / "tokenizer"), text
 
 
-def train_text(
-    out: Path, steps: int = 4000, batch: int = 128, start: CLIPTextModel | None = None
-) -> None:
+def train_text(out: Path, steps: int = 4000, batch: int = 128) -> None:
     """Train the text encoder on captions alone; write `model/tokenizer` and `model/text_encoder`.
 
     Half of the captions describe, half mean nothing. Two wordings of one differ in all words but
@@ -563,11 +559,10 @@ def train_text(
         out: Folder of the training state and the model.
         steps: Length of the stage.
         batch: Captions a step, each in two wordings.
-        start: Text encoder to go on from; a fresh one if not given.
     """
     torch.manual_seed(5)
     tokenizer = build_tokenizer(vocabulary(), out / "model" / "tokenizer")
-    text: Any = start or text_network(tokenizer)
+    text: Any = text_network(tokenizer)
     readout = nn.Linear(text.config.hidden_size, text.config.vocab_size)
     stage = Stage(out / "text-state", {"text": text, "words": readout}, lr=1e-3, steps=steps)
     names = drawings()
@@ -638,7 +633,7 @@ def train_base(
     """Train the denoiser on scenes only."""
     torch.manual_seed(2)
     stage = Stage(out / "base-state", {"unet": denoiser_network()}, lr=1e-3, steps=steps)
-    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=30_000_000, views=VIEWS, look=look)
+    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=30_000_000, look=look)
 
 
 def refine_base(
@@ -646,14 +641,13 @@ def refine_base(
     steps: int = 6500,
     batch: int = 32,
     pairs: float = 0.75,
-    views: int = VIEWS,
     look: Callable[[int], None] | None = None,
 ) -> None:
     """Go on from the base with more pairs of drawings, which it is slowest to tell apart."""
     torch.manual_seed(4)
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
     stage = Stage(out / "refinement-state", {"unet": unet}, lr=7e-4, steps=steps)
-    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=35_000_000, views=views, look=look)
+    _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=35_000_000, look=look)
 
 
 def train_planting(
@@ -684,9 +678,7 @@ def train_planting(
         partial(phrase, taken=frozenset(row.caption for row in load_table(table))),
     )
     stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
-    _train_denoiser(
-        stage, load_codec(out), *load_text(out), unet, batches=batches, views=VIEWS, look=look
-    )
+    _train_denoiser(stage, load_codec(out), *load_text(out), unet, batches=batches, look=look)
     stage.averaged()
     half(unet, model / "unet")
     write_index(model)
