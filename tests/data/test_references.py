@@ -10,7 +10,7 @@ from PIL import Image
 from mnemoscope.data import references as module
 from mnemoscope.data.images import decode, decode_masked, load_image, pixels_id
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.data.references import CACHED, References
+from mnemoscope.data.references import References
 from mnemoscope.errors import InputError
 from mnemoscope.similarity import get_similarity
 
@@ -72,8 +72,15 @@ def test_nothing_is_opened_before_it_is_asked_for(tmp_path, opened):
     assert sum(opened.values()) == 4
 
 
-def test_few_pixels_are_held(tmp_path, opened):
-    count = CACHED + 6
+@pytest.fixture
+def room(monkeypatch):
+    """Let three images of 4 x 4 pixels be held."""
+    monkeypatch.setattr(module, "CACHED", 3 * 3 * 4 * 4 * 4)
+    return 3
+
+
+def test_few_pixels_are_held(tmp_path, opened, room):
+    count = room + 6
     prompts = [
         Prompt(f"p{i}", "x", images=(saved(tmp_path, f"{i}.png", side=4, seed=i),))
         for i in range(count)
@@ -81,11 +88,16 @@ def test_few_pixels_are_held(tmp_path, opened):
     found = References(prompts)
     names = [reference.reference_id for reference in found]
     assert names == [entry.reference_id for entry in found.entries]
-    assert len(found._held) == CACHED
+    assert len(found._held) == room
     assert len(pickle.dumps(found)) < 700 * count
     copy = pickle.loads(pickle.dumps(found))
     assert copy.digest == found.digest
     assert torch.equal(copy[3].pixels, found[3].pixels)
+    assert opened[tmp_path / "8.png"] == opened[tmp_path / "0.png"] == 2
+    found[8]
+    found[0]
+    assert opened[tmp_path / "8.png"] == 2
+    assert opened[tmp_path / "0.png"] == 3
 
 
 def test_rows_are_those_of_the_table(tmp_path):
@@ -103,14 +115,14 @@ def test_rows_are_those_of_the_table(tmp_path):
     assert list(found.rows([])) == []
 
 
-def test_an_image_that_changed_is_noticed(tmp_path):
-    path = saved(tmp_path, "a.png")
+def test_an_image_that_changed_is_noticed(tmp_path, room):
+    path = saved(tmp_path, "a.png", side=4)
     many = [
-        Prompt(f"p{i}", "x", images=(saved(tmp_path, f"{i}.png", seed=100 + i),))
-        for i in range(CACHED)
+        Prompt(f"p{i}", "x", images=(saved(tmp_path, f"{i}.png", side=4, seed=100 + i),))
+        for i in range(room)
     ]
     found = References([Prompt("a", "x", images=(path,)), *many])
-    assert len(found) == CACHED + 1
+    assert len(found) == room + 1
     saved(tmp_path, "a.png", seed=7)
     with pytest.raises(InputError, match="has changed"):
         found[0]

@@ -214,9 +214,10 @@ def thumbnail(pixels: Pixels, mask: Mask | None = None) -> bytes:
         picture = Image.merge(picture.mode, channels)
     file = io.BytesIO()
     lossless = max(picture.size) <= LOSSLESS_SIDE
-    # Without `exact`, colours under transparent pixels are thrown away. The default method takes
-    # five times as long and saves 7 %.
-    picture.save(file, "WEBP", lossless=lossless, quality=90, method=2, exact=True)
+    # Without `exact`, colours under transparent pixels are thrown away. Where nothing is lost,
+    # `quality` is the effort; more of it takes 2.5 times as long and saves 8 %.
+    effort = {"quality": 10, "method": 1} if lossless else {"quality": 90, "method": 2}
+    picture.save(file, "WEBP", lossless=lossless, exact=True, **effort)
     return file.getvalue()
 
 

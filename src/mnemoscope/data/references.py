@@ -8,8 +8,8 @@ Formulas::
     digest       = SHA-256 of the names, in order, each with that of its mask where it has one
 
 Nothing is opened before it is asked for. The first question about the list as a whole opens every
-image once, to name it; after that, pixels are read anew whenever they are wanted, and only the
-`CACHED` ones used last are held.
+image once, to name it; after that, pixels are read when they are wanted, and `CACHED` bytes of
+those used last are held.
 
 Contents: `Reference`, one of them with its pixels; `References`, all of a list; `Entry`, what is
 known of one without its pixels; `swapped`, the image of another prompt for each.
@@ -40,8 +40,8 @@ from mnemoscope.data.packed import Packed
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.errors import InputError
 
-CACHED = 64
-"""Most images whose pixels are held; 64 of 512 x 512 take 0.2 GB."""
+CACHED = 2**26
+"""Most bytes of pixels that are held: 21 images of 512 x 512, or 1,365 of 64 x 64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,11 @@ class Reference:
     reference_id: str
     pixels: Pixels
     mask: Mask | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Return the memory it takes."""
+        return self.pixels.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +111,10 @@ class References(Sequence[Reference]):
         self.prompts = prompts if isinstance(prompts, PromptList) else tuple(prompts)
         self.size = size
         self._held: OrderedDict[int | Path | Packed, Reference] = OrderedDict()
+        self._bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_held": OrderedDict[int | Path | Packed, Reference]()}
+        return vars(self) | {"_held": OrderedDict[int | Path | Packed, Reference](), "_bytes": 0}
 
     @cached_property
     def _catalogue(self) -> _Catalogue:
@@ -257,8 +263,9 @@ class References(Sequence[Reference]):
 
     def _keep(self, key: int | Path | Packed, reference: Reference) -> Reference:
         self._held[key] = reference
-        while len(self._held) > CACHED:
-            self._held.popitem(last=False)
+        self._bytes += reference.bytes
+        while self._bytes > CACHED and len(self._held) > 1:
+            self._bytes -= self._held.popitem(last=False)[1].bytes
         return reference
 
 

@@ -8,7 +8,7 @@ Contents: `all_analyses` (found by the registry), `analyse` (a record to finding
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from math import isnan
 from typing import Any
@@ -60,10 +60,10 @@ def columns(findings: Mapping[str, Finding]) -> dict[str, dict[str, list[Any]]]:
     """
     rows: dict[str, list[dict[str, Any]]] = {"statistics": [], "curves": [], "checks": []}
     for finding in findings.values():
-        rows["statistics"] += [asdict(statistic) for statistic in finding.statistics]
-        rows["checks"] += [asdict(check) for check in finding.checks]
+        rows["statistics"] += [vars(statistic) for statistic in finding.statistics]
+        rows["checks"] += [vars(check) for check in finding.checks]
         for curve in finding.curves:
-            whole = asdict(curve)
+            whole = vars(curve)
             moving = ("call", "log_snr", "median", "low", "high")
             for call in range(len(curve.call)):
                 rows["curves"].append(whole | {name: whole[name][call].item() for name in moving})
