@@ -64,6 +64,15 @@ def test_names_keep_identifiers_apart() -> None:
     assert not ids[0] & ids[1]
 
 
+def test_a_drawing_says_no_more_than_a_page_can_show() -> None:
+    for panel in PANELS:
+        root = ElementTree.fromstring(figures.svg(panel, "a"))
+        places = [element.get(key, "") for element in root.iter() for key in ("d", "transform")]
+        assert any(re.search(r"\d\.\d\d\b", place) for place in places)
+        assert not re.search(r"\.\d{3}|\s\s", "".join(places))
+        assert all(len(group) for group in root.iter("g"))
+
+
 def test_references_within_a_drawing_resolve() -> None:
     for panel in PANELS:
         root = ElementTree.fromstring(figures.svg(panel, "a"))

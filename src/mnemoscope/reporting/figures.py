@@ -354,6 +354,9 @@ _ATTRIBUTES = {
     "text-anchor", "font-size", "font-weight", _MARK,
 }  # fmt: skip
 """All that a figure of ours needs; anything else matplotlib may write is left out."""
+_LENGTHS = {"d", "x", "y", "width", "height", "transform"}
+_LONG = re.compile(r"-?\d+\.\d{3,}")
+"""A length of more digits than a page can show: a hundredth of a pixel is enough."""
 
 
 def svg(panel: Panel, name: str, places: Mapping[str, int] | None = None) -> str:
@@ -441,9 +444,14 @@ def _cleaned(element: ElementTree.Element, name: str) -> ElementTree.Element:
                 value = f"{name}-{value}"
             elif key in ("href", "clip-path"):
                 value = value.replace("#", f"#{name}-")
+            elif key in _LENGTHS:
+                value = _LONG.sub(lambda number: f"{float(number[0]):.2f}", value)
+                value = " ".join(value.split())
             kept.set(key, _VARIABLES.get(value, value))
-    kept.text, kept.tail = element.text, None
+    kept.text = element.text if (element.text or "").strip() else None
     for child in element:
         if child.tag.removeprefix(f"{{{_SVG}}}") in _ELEMENTS:
-            kept.append(_cleaned(child, name))
+            part = _cleaned(child, name)
+            if part.tag != "g" or len(part):
+                kept.append(part)
     return kept
