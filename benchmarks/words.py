@@ -1,0 +1,170 @@
+r"""How well scores of a prompt's words say what a word does to the finished sample.
+
+Truth, for word j, with s over seeds and w over words that no score has seen::
+
+    truth_j = mean_{s,w} || x_0(p; s) - x_0(w_j(p); s) ||
+
+Scores, all at the first call::
+
+    change       mean over three other words of ||eps_c(p) - eps_c(w_j(p))|| / ||gap||
+    left out     the same, the word being left out
+    input        || d||gap|| / d e_j ||, e_j the word's input embedding
+    output       || d||gap|| / d h_j ||, h_j the text encoder's state at the word
+
+What is told is Spearman's correlation over the words of a prompt, its mean over prompts and a 95 %
+bootstrap interval over prompts; at random it is 0. The embedded model's words are one token each.
+
+    python -m benchmarks.words
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from tqdm import tqdm
+
+from mnemoscope.data.prompts import Prompt
+from mnemoscope.flows.words import pool_of, replaced, words_of
+from mnemoscope.lab.planted import LEVELS
+from mnemoscope.lab.prompts import embedded_prompts
+from mnemoscope.models import load_model
+from mnemoscope.ranking.markdown import table
+from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, sample
+
+PLANTED, CONTROLS = 24, 16
+SEEDS, STEPS, GUIDANCE = 3, 12, 7.5
+SEEN, UNSEEN = 3, 2
+BATCH = 96
+DRAWS = 2000
+
+Scores = dict[str, list[float]]
+
+
+def chosen() -> list[Prompt]:
+    """Return verbatim prompts of the three highest levels, then controls, evenly over the list."""
+    prompts = embedded_prompts()
+    high = sorted(LEVELS)[-3:]
+    planted = sorted(
+        (p for p in prompts if p.family == "verbatim" and p.level in high),
+        key=lambda p: p.prompt_id,
+    )
+    controls = [p for p in prompts if p.group == "control"]
+
+    def some(of: list[Prompt], many: int) -> list[Prompt]:
+        return [of[at] for at in np.linspace(0, len(of) - 1, many).round().astype(int)]
+
+    return some(planted, PLANTED) + some(controls, CONTROLS)
+
+
+@torch.no_grad()
+def finished(model: Any, texts: Sequence[str], noise: Tensor) -> Tensor:
+    """Return final latents, one row a text and one column a seed."""
+    jobs = [(text, seed) for text in texts for seed in range(SEEDS)]
+    drawn: list[Tensor] = []
+    for start in range(0, len(jobs), BATCH):
+        part = jobs[start : start + BATCH]
+        branches = Branches(
+            model.encode_prompts([text for text, _ in part], GUIDANCE),
+            model.encode_blank().expand(len(part)),
+        )
+        at = torch.tensor([seed for _, seed in part])
+        generators = generators_of(range(len(part)))
+        scheduler = model.make_scheduler("auto", STEPS)
+        made = sample(model.denoiser, scheduler, noise[at], branches, GUIDANCE, generators)
+        drawn.append(made.latents.flatten(1))
+    return torch.cat(drawn).unflatten(0, (len(texts), SEEDS))
+
+
+@torch.no_grad()
+def first(model: Any, texts: Sequence[str], noise: Tensor, timestep: Tensor) -> Tensor:
+    """Return noise estimates at the first call, one row a text and one column a seed."""
+    condition = model.encode_prompts(list(texts))
+    rows = torch.arange(len(texts)).repeat_interleave(SEEDS)
+    x = noise.repeat(len(texts), 1, 1, 1)
+    found = [
+        model.denoiser(x[part], timestep, condition.take(rows[part]))
+        for part in torch.arange(len(rows)).split(BATCH)
+    ]
+    return torch.cat(found).flatten(1).unflatten(0, (len(texts), SEEDS))
+
+
+def gradients(pipe: Any, text: str, noise: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+    """Return the length of the gap norm's gradient at each position of the window."""
+    kept: list[Tensor] = []
+
+    def watch(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        kept.append(out.detach().requires_grad_())
+        return kept[-1]
+
+    told = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
+    ids, blank = (pipe.tokenizer(words, **told).input_ids for words in (text, ""))
+    with torch.no_grad():
+        off = pipe.text_encoder(blank)[0].expand(SEEDS, -1, -1)
+        eps_u = pipe.unet(noise, timestep, off).sample
+    handle = pipe.text_encoder.get_input_embeddings().register_forward_hook(watch)
+    try:
+        states = pipe.text_encoder(ids)[0]
+    finally:
+        handle.remove()
+    eps_c = pipe.unet(noise, timestep, states.expand(SEEDS, -1, -1)).sample
+    gap = (eps_c - eps_u).flatten(1).norm(dim=1).mean()
+    at_input, at_output = torch.autograd.grad(gap, [kept[0], states])
+    return {"input": at_input[0].norm(dim=1), "output": at_output[0].norm(dim=1)}
+
+
+def measured(model: Any, text: str, pool: Sequence[str], at: int) -> tuple[list[float], Scores]:
+    """Return the truth of each word, and what each score says."""
+    places = words_of(text)
+    noise = initial_noise(generators_of([1000 * at + s for s in range(SEEDS)]), model.latent_shape)
+    timestep = model.make_scheduler("auto", 50).timesteps[0]
+    others = replaced(model, text, pool, at, SEEN + UNSEEN)
+    seen = [text for made in others for text in made[:SEEN]]
+    unseen = [text for made in others for text in made[SEEN:]]
+    final = finished(model, [text, *unseen], noise)
+    truth = (final[1:] - final[0]).norm(dim=2).unflatten(0, (len(places), UNSEEN)).mean((1, 2))
+    without = [" ".join((text[: p.start] + text[p.start + len(p.text) :]).split()) for p in places]
+    eps = first(model, [text, *seen, *without], noise, timestep)
+    moved = (eps[1:] - eps[0]).norm(dim=2).mean(1)
+    change = moved[: len(seen)].unflatten(0, (len(places), SEEN)).mean(1)
+    found = gradients(model.pipeline, text, noise, timestep)
+    scores: Scores = {
+        "change": change.tolist(),
+        "left out": moved[len(seen) :].tolist(),
+        **{name: score[1 : 1 + len(places)].tolist() for name, score in found.items()},
+    }
+    return truth.tolist(), scores
+
+
+def told(values: Sequence[float]) -> str:
+    """Say a mean over prompts with its interval."""
+    known = np.array(values)
+    rng = np.random.default_rng(0)
+    means = known[rng.integers(0, len(known), (DRAWS, len(known)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"{known.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def main() -> None:
+    """Measure and print."""
+    model: Any = load_model("embedded")
+    prompts = chosen()
+    pool = pool_of([prompt.text for prompt in embedded_prompts()])
+    found: dict[str, list[float]] = {}
+    for at, prompt in enumerate(tqdm(prompts, unit="prompt", disable=not sys.stderr.isatty())):
+        truth, scores = measured(model, prompt.text, pool, at)
+        for name, score in scores.items():
+            result: Any = spearmanr(truth, score)
+            found.setdefault(name, []).append(float(result.statistic))
+    rows = [
+        [name, told(rho), told(rho[:PLANTED]), told(rho[PLANTED:])] for name, rho in found.items()
+    ]
+    every = f"all {len(prompts)}"
+    print(table(["score", every, f"{PLANTED} planted", f"{CONTROLS} controls"], rows))
+
+
+if __name__ == "__main__":
+    main()
