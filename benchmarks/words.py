@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
+from mnemoscope.core.stats import spearman
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.flows.words import pool_of, replaced, words_of
 from mnemoscope.lab.planted import LEVELS
@@ -157,10 +157,11 @@ def main() -> None:
     for at, prompt in enumerate(tqdm(prompts, unit="prompt", disable=not sys.stderr.isatty())):
         truth, scores = measured(model, prompt.text, pool, at)
         for name, score in scores.items():
-            result: Any = spearmanr(truth, score)
-            found.setdefault(name, []).append(float(result.statistic))
+            rho = spearman(np.array(truth), np.array(score))
+            found.setdefault(name, []).append(float(rho))
     rows = [
-        [name, told(rho), told(rho[:PLANTED]), told(rho[PLANTED:])] for name, rho in found.items()
+        [name, told(rhos), told(rhos[:PLANTED]), told(rhos[PLANTED:])]
+        for name, rhos in found.items()
     ]
     every = f"all {len(prompts)}"
     print(table(["score", every, f"{PLANTED} planted", f"{CONTROLS} controls"], rows))
