@@ -122,10 +122,14 @@ class Gram:
         products = torch.empty(
             samples, calls, len(names), len(names), dtype=torch.float64, device=place
         )
+        moves = len(tape)
+        products[:, :, moves:, moves:] = (beside @ beside.mT)[:, None]
         for call in range(calls):
             moving = torch.stack([wide(part[:, call]) for part in tape], dim=1)
-            vectors = torch.cat([moving, beside], dim=1)
-            products[:, call] = vectors @ vectors.mT
+            across = moving @ beside.mT
+            products[:, call, :moves, :moves] = moving @ moving.mT
+            products[:, call, :moves, moves:] = across
+            products[:, call, moves:, :moves] = across.mT
         return cls(trajectory.level, products.cpu(), d, final, names)
 
     @property
