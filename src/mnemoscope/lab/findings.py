@@ -7,7 +7,7 @@ holds for a kind of model is for the reader of the row.
 Contents: `ROWS`, `findings`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -213,7 +213,16 @@ def _levels(run: Run, guidance: float, measure: str) -> str:
     return ", ".join(f"{at}: {sum(v)}/{len(v)}" for at, v in sorted(counts.items()))
 
 
-def _told(statistics: list[dict[str, Any]], row: Row, measure: str) -> str:
+def stated(
+    statistics: Sequence[Mapping[str, Any]], row: Row, measure: str
+) -> Mapping[str, Any] | None:
+    """Return the row of table `statistics` that a row tells, if there is one with a value.
+
+    Args:
+        statistics: The rows at one guidance scale.
+        row: What is wanted.
+        measure: The run's first similarity.
+    """
     name = row.name.replace("(MEASURE)", f"({measure})")
     for found in statistics:
         here = (
@@ -224,11 +233,18 @@ def _told(statistics: list[dict[str, Any]], row: Row, measure: str) -> str:
             and row.reference in ("", found["reference"])
         )
         if here and found["value"] is not None:
-            value = f"{found['value']:.2f}"
-            if found["low"] is not None and isfinite(found["low"]):
-                value += f" [{found['low']:.2f}, {found['high']:.2f}]"
-            return value
-    return "–"
+            return found
+    return None
+
+
+def _told(statistics: Sequence[Mapping[str, Any]], row: Row, measure: str) -> str:
+    found = stated(statistics, row, measure)
+    if found is None:
+        return "–"
+    value = f"{found['value']:.2f}"
+    if found["low"] is not None and isfinite(found["low"]):
+        value += f" [{found['low']:.2f}, {found['high']:.2f}]"
+    return value
 
 
 def _early(run: Run, guidance: float) -> str:
