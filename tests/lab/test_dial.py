@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mnemoscope.errors import InputError
-from mnemoscope.lab.dial import DRAWN, FALL, Point, figures, told
+from mnemoscope.lab.dial import DRAWN, FALL, Point, figures
 from mnemoscope.lab.findings import ROWS
 
 
@@ -17,15 +17,6 @@ def point(known: float, fall: float, auc: float) -> Point:
     score = {"detector": "update_band", "metric": "auc", "value": auc, "low": None, "high": None}
     ranking = [{**score, "population": "all"}, {**score, "population": "level 3", "value": 0.1}]
     return Point(known, [statistic], "l2", ranking)
-
-
-def test_models_stand_side_by_side_in_the_order_of_the_dial() -> None:
-    lines = told([point(0.5, 3.0, 0.25), point(0.0, 4.0, 0.75)]).splitlines()
-    assert lines[0].split("|")[2:4] == [" dial at 0 ", " dial at 0.5 "]
-    cells = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines[2:]}
-    assert cells[FALL] == [" 4.00 [3.00, 5.00] ", " 3.00 [2.00, 4.00] "]
-    assert cells["AUC of `update_band`"] == [" 0.750 ", " 0.250 "]
-    assert cells[ROWS[0].about] == [" – ", " – "]
 
 
 def test_what_is_not_known_is_not_drawn_as_a_number() -> None:
@@ -41,4 +32,4 @@ def test_what_is_not_known_is_not_drawn_as_a_number() -> None:
 @pytest.mark.parametrize("known", [(0.0,), (0.5, 0.5)])
 def test_one_point_is_no_dial(known: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="expected two or more, each once"):
-        told([point(at, 1.0, 0.5) for at in known])
+        figures([point(at, 1.0, 0.5) for at in known])

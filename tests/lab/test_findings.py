@@ -69,6 +69,17 @@ def test_levels_count_the_prompts_that_are_memorized(told) -> None:
     assert counted[0] == sum(share >= 0.5 for share in shares) > counted[1]
 
 
+def test_scores_follow_where_detectors_were_ranked(told) -> None:
+    run, _ = told
+    row = {"detector": "gap_norm", "metric": "auc", "value": 0.9, "low": 0.8, "high": None}
+    other = {**row, "detector": "sharpness", "low": None}
+    ranking = [{**row, "population": "all", "high": 0.95}, {**row, "population": "level 3"}]
+    both = {"ranked": ranking, "further": [{**other, "population": "all"}]}
+    cells = _cells(findings({"ranked": run, "further": run, "bare": run}, both))
+    assert cells["AUC of `gap_norm`"] == ["0.900 [0.800, 0.950]", "–", "–", ""]
+    assert cells["AUC of `sharpness`"] == ["–", "0.900", "–", ""]
+
+
 def test_without_a_study_there_is_nothing_to_set_side_by_side() -> None:
     with pytest.raises(InputError, match="expected NAME=RUN"):
         findings({})

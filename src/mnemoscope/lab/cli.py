@@ -147,9 +147,16 @@ def evaluate(
 
 @app.command()
 def findings(
-    runs: Annotated[list[str], typer.Argument(help="NAME=RUN, a column and its run folder.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="NAME=FOLDER, a column and its study, or the results of `bench detectors`."
+        ),
+    ],
 ) -> None:
     """Set the paper's quantities on studies of several models side by side, as Markdown."""
+    import pyarrow.parquet as pq
+
     from mnemoscope.errors import InputError
     from mnemoscope.lab.findings import findings as told
     from mnemoscope.runs.folder import open_run
@@ -158,9 +165,18 @@ def findings(
     for given in runs:
         name, equals, folder = given.partition("=")
         if not equals or not name or name in named:
-            raise InputError(f"{given!r} given; expected NAME=RUN, each name once")
+            raise InputError(f"{given!r} given; expected NAME=FOLDER, each name once")
         named[name] = Path(folder)
-    typer.echo(told({name: open_run(folder) for name, folder in named.items()}))
+    rankings = {
+        name: pq.read_table(ranked).to_pylist()
+        for name, folder in named.items()
+        if (ranked := folder / "ranking.parquet").is_file()
+    }
+    studies = {
+        name: open_run(folder / "study" if name in rankings else folder)
+        for name, folder in named.items()
+    }
+    typer.echo(told(studies, rankings))
 
 
 @app.command()

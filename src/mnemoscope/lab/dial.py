@@ -5,7 +5,7 @@ side by side: what a study of each finds of the paper's quantities, and how well
 separates its memorized prompts from others. At 0 the unconditional branch was shown no planted
 picture; at the share of a batch that is planted it was shown as many as the conditional one.
 
-Contents: `Point`, one model; `told`, the table; `figures`, the panels.
+Contents: `Point`, one model; `figures`, the panels. The table is `lab.findings`.
 
 Source: ours.
 """
@@ -13,15 +13,14 @@ Source: ours.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, nan
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from mnemoscope.core.panels import CurvePanel, Role, Series
 from mnemoscope.errors import InputError
-from mnemoscope.lab.findings import ROWS, Row, stated
-from mnemoscope.ranking.markdown import table
+from mnemoscope.lab.findings import ROWS, Row, aucs, stated
 from mnemoscope.runs.folder import Run
 
 DRAWN: dict[str, Role] = {
@@ -34,7 +33,7 @@ DRAWN: dict[str, Role] = {
     "attention_entropy": "other",
     "denoising_loss": "other",
 }
-"""Scores that are drawn, and their looks; the table has all."""
+"""Scores that are drawn, and their looks."""
 
 FALL = "largest fall of wT below the schedule, memorized"
 FIRST = "k at the first call, memorized"
@@ -72,11 +71,7 @@ class Point:
     @cached_property
     def auc(self) -> dict[str, Told]:
         """Return the AUC of every score over all prompts."""
-        return {
-            row["detector"]: _of(row)
-            for row in self.ranking
-            if row["metric"] == "auc" and row["population"] == "all"
-        }
+        return {name: _of(row) for name, row in aucs(self.ranking).items()}
 
     def quantity(self, row: Row) -> Told:
         """Return one of the paper's quantities."""
@@ -100,29 +95,6 @@ def _ordered(points: Iterable[Point]) -> list[Point]:
     if len(dials) < 2 or len(set(dials)) < len(dials):
         raise InputError(f"dials {dials} given; expected two or more, each once")
     return ordered
-
-
-def told(points: Iterable[Point]) -> str:
-    """Set the points side by side, as a Markdown table: quantities, then the AUC of every score.
-
-    Raises:
-        InputError: If there are fewer than two points, or two of one dial.
-    """
-    ordered = _ordered(points)
-    rows = [[row.about, *(_text(p.quantity(row), 2) for p in ordered)] for row in ROWS]
-    names = dict.fromkeys(name for point in ordered for name in point.auc)
-    rows += [
-        [f"AUC of `{name}`", *(_text(p.auc.get(name, NOTHING), 3) for p in ordered)]
-        for name in names
-    ]
-    return table(["", *(f"dial at {point.known:g}" for point in ordered)], rows)
-
-
-def _text(value: Told, digits: int) -> str:
-    middle, low, high = (f"{number:.{digits}f}" for number in value)
-    if not isfinite(value[0]):
-        return "–"
-    return f"{middle} [{low}, {high}]" if isfinite(value[1]) else middle
 
 
 def figures(points: Iterable[Point]) -> dict[str, list[CurvePanel]]:

@@ -1,10 +1,11 @@
-"""Findings side by side: the paper's quantities on studies of models of different kinds.
+"""Findings side by side: the paper's quantities on studies of several models.
 
 One row a quantity, one column a study, each number with its 95 % interval over prompts where it
-has one, and what the founding paper leads one to expect. Nothing is judged here: whether a finding
-holds for a kind of model is for the reader of the row.
+has one, and what the founding paper leads one to expect; then a row a score, where detectors were
+ranked on the same prompts. Nothing is judged here: whether a finding holds for a model is for the
+reader of the row.
 
-Contents: `ROWS`, `findings`.
+Contents: `ROWS`; `findings`, and the `aucs` of a ranking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -152,11 +153,23 @@ ROWS = (
 """What is told of each study, in order."""
 
 
-def findings(runs: Mapping[str, Run]) -> str:
+def aucs(ranking: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the rows of `ranking.parquet` that hold the AUC over all prompts, by detector."""
+    return {
+        row["detector"]: row
+        for row in ranking
+        if row["metric"] == "auc" and row["population"] == "all"
+    }
+
+
+def findings(
+    runs: Mapping[str, Run], rankings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> str:
     """Set studies side by side.
 
     Args:
         runs: Studies by the name of their column.
+        rankings: Rows of `ranking.parquet` of `bench detectors`, by column, where there are some.
 
     Returns:
         A table in Markdown.
@@ -171,6 +184,10 @@ def findings(runs: Mapping[str, Run]) -> str:
         [about, *(column[about, expected] for column in columns), expected]
         for about, expected in columns[0]
     ]
+    scores = [aucs((rankings or {}).get(name, ())) for name in runs]
+    for score in dict.fromkeys(score for column in scores for score in column):
+        values = [_stated(column.get(score), digits=3) for column in scores]
+        rows.append([f"AUC of `{score}`", *values, ""])
     return table(["quantity", *runs, "expected"], rows)
 
 
@@ -190,7 +207,7 @@ def _column(name: str, run: Run) -> dict[tuple[str, str], str]:
     return {
         ("g, sampler, steps", ""): _recipe(run, guidance),
         ("memorized, of those judged, by level", "rises"): _levels(run, guidance, measure),
-        **{(row.about, row.expected): _told(statistics, row, measure) for row in ROWS},
+        **{(row.about, row.expected): _stated(stated(statistics, row, measure)) for row in ROWS},
         ("variance across seeds early, memorized over others", "below 1"): _early(run, guidance),
         ("evidence that beats its null", "all"): f"{sum(judged)} of {len(judged)}",
     }
@@ -237,14 +254,14 @@ def stated(
     return None
 
 
-def _told(statistics: Sequence[Mapping[str, Any]], row: Row, measure: str) -> str:
-    found = stated(statistics, row, measure)
-    if found is None:
+def _stated(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """Say a number with its interval."""
+    if found is None or found["value"] is None:
         return "–"
-    value = f"{found['value']:.2f}"
-    if found["low"] is not None and isfinite(found["low"]):
-        value += f" [{found['low']:.2f}, {found['high']:.2f}]"
-    return value
+    value, low, high = (found[part] for part in ("value", "low", "high"))
+    known = low is not None and isfinite(low)
+    interval = f" [{low:.{digits}f}, {high:.{digits}f}]" if known else ""
+    return f"{value:.{digits}f}{interval}"
 
 
 def _early(run: Run, guidance: float) -> str:
