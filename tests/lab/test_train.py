@@ -41,7 +41,27 @@ def _loss(network: nn.Linear):
     return loss
 
 
-def test_resuming_equals_running_through(tmp_path) -> None:
+def _convolution(folder, steps: int) -> tuple[Stage, nn.Conv2d]:
+    torch.manual_seed(0)
+    network = nn.Conv2d(2, 4, 3)
+    stage = Stage(folder, {"net": network}, lr=1e-2, steps=steps)
+    # As for a denoiser: the layout of weights changes once their state was read.
+    network.to(memory_format=torch.channels_last)
+    return stage, network
+
+
+def _loss_of_pictures(network: nn.Conv2d):
+    def loss(step: int) -> torch.Tensor:
+        x = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(step))
+        return (network(x).mean((2, 3)) - x[:, :1, 0, 0]).square().mean()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("_stage", "_loss"), [(_stage, _loss), (_convolution, _loss_of_pictures)], ids=["flat", "laid"]
+)
+def test_resuming_equals_running_through(tmp_path, _stage, _loss) -> None:
     whole, network = _stage(tmp_path / "whole", 12)
     whole.run(_loss(network), every=4)
 

@@ -1,8 +1,9 @@
 """The lab is a small Stable Diffusion whose training data, and so whose memories, are known.
 
 Contents: `scenes` draws captioned pictures without end, `planted` holds the pictures that were
-shown again and again, `train` makes the model from both, `judge` says what a picture shows,
-`evaluate` measures what the model kept. The finished model lies in `assets`.
+shown again and again, `train` makes the model from both, `lora` trains an adapter on its base,
+`judge` says what a picture shows, `evaluate` measures what the model kept. The finished model lies
+in `assets`.
 """
 
 from mnemoscope.models.shipped import ASSETS, BASE_UNET_DIR, MODEL_DIR

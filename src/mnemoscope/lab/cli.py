@@ -1,7 +1,7 @@
 """The lab's commands: `train` makes a model like the shipped one, `plant` plants into its base.
 
-`evaluate` measures one, `prompts` writes a planted table as a prompt file, `findings` sets studies
-side by side, `validity` sets published facts beside one.
+`lora` trains an adapter on that base, `evaluate` measures a model, `prompts` writes a planted table
+as a prompt file, `findings` sets studies side by side, `validity` sets published facts beside one.
 """
 
 import json
@@ -94,6 +94,21 @@ def plant(
 
     planting(out, seed, known)
     typer.echo(f"mnemoscope study {out / 'model'} --prompts {out / 'prompts' / 'metadata.jsonl'}")
+
+
+@app.command()
+def lora(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, checkpoints and the adapter.")],
+    steps: Annotated[int, typer.Option(help="Length of the training.")] = 600,
+) -> None:
+    """Train a LoRA on the shipped base and forty pictures; goes on where a run stopped."""
+    from mnemoscope.lab.lora import train_lora
+
+    train_lora(out, steps)
+    typer.echo(
+        f"mnemoscope audit embedded:base {out / 'pictures'} "
+        f"--lora {out / 'pytorch_lora_weights.safetensors'}"
+    )
 
 
 @app.command()

@@ -191,7 +191,8 @@ class Stage:
     def __post_init__(self) -> None:
         """Load what an earlier run of the stage left."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parameters = [p for net in self.networks.values() for p in net.parameters()]
+        every = (p for net in self.networks.values() for p in net.parameters())
+        self.parameters = [p for p in every if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, self.lr, weight_decay=0.01, fused=True)
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
@@ -220,6 +221,12 @@ class Stage:
                     "exp_avg_sq": held[f"v{i}"],
                 }
 
+    def _align(self) -> None:
+        """Lay moments out as weights are: the fused optimizer takes both in the order of memory."""
+        for p, state in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(p).copy_(state[name])
+
     def save(self) -> None:
         """Write the state; a kill while writing leaves the previous one."""
         fresh = self.file.with_suffix(".new")
@@ -246,6 +253,7 @@ class Stage:
         """
         if self.step >= self.steps:
             return
+        self._align()
         average, since = 0.0, time.monotonic()
         with (
             _without_denormals(),
@@ -486,6 +494,49 @@ def apart_loss(
     return (cross_entropy(alike, same) + cross_entropy(alike.mT, same)) / 2
 
 
+@torch.no_grad()
+def encoded(
+    codec: Any,
+    tokenizer: Any,
+    text: CLIPTextModel,
+    images: Float[Tensor, "image 3 height width"],
+    captions: list[str],
+) -> tuple[Float[Tensor, "image *latent"], Float[Tensor, "caption token state"]]:
+    """Return the scaled latents of pictures, RGB from 0 to 1, and the states of captions."""
+    z = codec.encode(images * 2 - 1).latent_dist.mode().float()
+    return z * codec.config["scaling_factor"], text(_tokens(tokenizer, captions))[0]
+
+
+def denoising_loss(
+    unet: Any,
+    latents: Float[Tensor, "image *latent"],
+    states: Float[Tensor, "image token state"],
+    generator: torch.Generator,
+    views: int = VIEWS,
+) -> Tensor:
+    """Return how badly a denoiser tells the noise in pictures.
+
+    Args:
+        unet: The denoiser.
+        latents: Scaled latents of the pictures.
+        states: States of their captions.
+        generator: Source of levels and noise, on the CPU.
+        views: Noise levels at which each picture is seen.
+
+    Source: Ho et al. 2020, eq. 14, weighted as by Hang et al. 2023.
+    """
+    abar = noise_scheduler().alphas_cumprod
+    t = (strata(len(latents) * views, generator) * len(abar)).long()
+    a = abar[t][:, None, None, None]
+    z = latents.repeat(views, 1, 1, 1)
+    eps = torch.randn(z.shape, generator=generator)
+    with fast_precision():
+        guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(views, 1, 1)).sample
+    snr = (a / (1 - a)).flatten()
+    error = (guess.float() - eps).square().flatten(1).mean(1)
+    return (error * snr.clamp(max=SNR_CAP) / snr).mean()
+
+
 def _train_denoiser(
     stage: Stage,
     codec: Any,
@@ -499,24 +550,13 @@ def _train_denoiser(
     """Train the denoiser; codec and text encoder are held."""
     text.requires_grad_(False)
     unet.to(memory_format=torch.channels_last)
-    abar = noise_scheduler().alphas_cumprod
     codec.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         images, captions, generator = batches.of(step)
-        ids = _tokens(tokenizer, captions)
-        t = (strata(len(images) * VIEWS, generator) * len(abar)).long()
-        a = abar[t][:, None, None, None]
         with fast_precision():
-            with torch.no_grad():
-                z = codec.encode(images * 2 - 1).latent_dist.mode().float()
-                states = text(ids)[0]
-            z = (z * codec.config["scaling_factor"]).repeat(VIEWS, 1, 1, 1)
-            eps = torch.randn(z.shape, generator=generator)
-            guess = unet(a.sqrt() * z + (1 - a).sqrt() * eps, t, states.repeat(VIEWS, 1, 1)).sample
-        snr = (a / (1 - a)).flatten()
-        error = (guess.float() - eps).square().flatten(1).mean(1)
-        return (error * snr.clamp(max=SNR_CAP) / snr).mean()
+            latents, states = encoded(codec, tokenizer, text, images, captions)
+        return denoising_loss(unet, latents, states, generator)
 
     stage.run(loss, look)
 
