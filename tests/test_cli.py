@@ -23,6 +23,7 @@ from mnemoscope.flows.check import Checking
 from mnemoscope.flows.comparison import Comparing
 from mnemoscope.flows.detect import Detection, DetectionWorker
 from mnemoscope.flows.explain import Explaining
+from mnemoscope.flows.lora import Filtering
 from mnemoscope.flows.study import Study
 from mnemoscope.models import load_model
 from mnemoscope.models.oracle import MixtureDenoiser
@@ -219,6 +220,7 @@ COMMANDS = {
     "bench detectors": Benchmark,
     "bench mitigations": Comparing,
     "bench adversary": Attacking,
+    "lora filter": Filtering,
 }
 
 
@@ -235,10 +237,11 @@ def test_every_field_is_an_option_with_its_help(name, monkeypatch):
 def test_help_names_the_main_command_first_and_shows_an_example_for_each():
     kinds = [*typer.main.get_command(app).commands]
     assert kinds[0] == "study"
-    assert set(EXAMPLES) == {name for name in kinds if name not in ("bench", "lab")} | {
+    assert set(EXAMPLES) == {name for name in kinds if name not in ("bench", "lora", "lab")} | {
         "bench detectors",
         "bench mitigations",
         "bench adversary",
+        "lora filter",
     }
 
 

@@ -515,6 +515,16 @@ def _calibrate(asked: Any) -> None:
 
 
 bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
+adapters = typer.Typer(no_args_is_help=True, help="Change an adapter.")
+
+
+def _filter(asked: Any) -> None:
+    """Take out of a LoRA what lies least along its base: no data, no training."""
+    from mnemoscope.flows.lora import filter_lora
+
+    typer.echo(filter_lora(asked))
+    typer.echo(str(asked.out))
+    _next("audit", asked.model, "PICTURES", "--lora", asked.out)
 
 
 def _bench_detectors(asked: Any) -> None:
@@ -676,6 +686,7 @@ EXAMPLES = {
     "bench detectors": "bench detectors embedded --out runs/detectors",
     "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
     "bench adversary": "bench adversary embedded --study runs/mitigations/study --seeds 2",
+    "lora filter": "lora filter embedded:base --lora lora.safetensors --strength 0.5",
     "list": "list detectors",
     "verify": "verify runs/first",
     "version": "version",
@@ -693,6 +704,7 @@ def _add_all() -> None:
     from mnemoscope.flows.comparison import Comparing
     from mnemoscope.flows.detect import Detection
     from mnemoscope.flows.explain import Explaining
+    from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.study import Study
 
     claims = {"claims": "Also print which claims of the founding paper hold."}
@@ -712,15 +724,18 @@ def _add_all() -> None:
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
         "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),
         "bench adversary": derived(Attacking, _bench_adversary, GOES_ON),
+        "lora filter": derived(Filtering, _filter, again),
         "list": list_,
         "verify": verify,
         "version": version,
     }
+    groups = {"bench": bench, "lora": adapters}
     for name, command in commands.items():
-        home = bench if name.startswith("bench ") else app
+        first = name.split()[0]
+        home = groups.get(first, app)
         home.command(name.split()[-1], epilog=f"Example: mnemoscope {EXAMPLES[name]}")(command)
-        if name == "bench detectors":
-            app.add_typer(bench, name="bench")
+        if first in groups and len(home.registered_commands) == 1:
+            app.add_typer(home, name=first)
     app.add_typer(lab, name="lab")
 
 

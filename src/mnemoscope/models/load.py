@@ -1,6 +1,6 @@
 """A name leads to a model: a closed form, the one that ships inside, or a pipeline of diffusers.
 
-Contents: `load_model`, `pick_device`, `pick_dtype`.
+Contents: `load_model`, `load_adapted`, `pick_device`, `pick_dtype`.
 """
 
 import importlib
@@ -8,6 +8,7 @@ import os.path
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -357,7 +358,40 @@ def _from_checkpoint(path: Path, codec: Any) -> tuple[Any, list[tuple[str, Path]
     return pipeline, files
 
 
+def load_adapted(source: Source) -> Any:
+    """Load the pipeline that a source names with its LoRA beside the weights, not merged.
+
+    Raises:
+        ModelError: If the model or the LoRA cannot be loaded, or they do not fit.
+    """
+    from mnemoscope.models.capture import quiet
+
+    if source.lora is None:
+        raise ModelError("no adapter given; name one by --lora FILE")
+    if source.model in (f"oracle:{kind}" for kind in ORACLES):
+        raise ModelError(f"{source.model!r} is a closed form; it takes no LoRA")
+    refuse_pickle(source.lora, "LoRA")
+    with quiet():
+        pipeline, _ = _pipeline(replace(source, lora=None), torch.float32)
+        _add_lora(pipeline, Path(source.lora))
+    return pipeline
+
+
 def _merge_lora(pipeline: Any, lora: Path, scale: float) -> None:
+    from mnemoscope.models.folder import LOAD_ERRORS, line
+
+    adapters = _add_lora(pipeline, lora)
+    try:
+        named = [part for part in pipeline._lora_loadable_modules if part in adapters]
+        if named:
+            pipeline.fuse_lora(components=named, lora_scale=scale)
+        pipeline.unload_lora_weights()
+    except LOAD_ERRORS as error:
+        raise ModelError(f"LoRA {str(lora)!r} does not fit the model: {line(error)}") from error
+
+
+def _add_lora(pipeline: Any, lora: Path) -> Mapping[str, Any]:
+    """Load a LoRA beside a pipeline's weights; return its names by the part that it adapts."""
     from mnemoscope.models.folder import LOAD_ERRORS, line
 
     if lora.suffix != ".safetensors" or not lora.is_file():
@@ -366,14 +400,11 @@ def _merge_lora(pipeline: Any, lora: Path, scale: float) -> None:
         raise ModelError(f"a {type(pipeline).__name__} takes no LoRA; leave it out")
     try:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
-        adapters = pipeline.get_list_adapters()
-        named = [part for part in pipeline._lora_loadable_modules if part in adapters]
-        if named:
-            pipeline.fuse_lora(components=named, lora_scale=scale)
-        pipeline.unload_lora_weights()
+        adapters: Mapping[str, Any] = pipeline.get_list_adapters()
     except LOAD_ERRORS as error:
         raise ModelError(f"LoRA {str(lora)!r} does not fit the model: {line(error)}") from error
     if not adapters:
         raise ModelError(
             f"LoRA {str(lora)!r} names no layer of this model; was it made for another family?"
         )
+    return adapters
