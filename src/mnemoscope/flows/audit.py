@@ -8,13 +8,16 @@ Flow of `audit`, each stage a run folder that goes on where it was stopped::
     DIR/members  where another data set is held out, items of both by membership scores: a detection
     DIR/confirm  the suspicious captions in full, and as a sample some of the others, every picture
                  against the whole set: a study
+    DIR/scale-*  with a LoRA, the same captions from the same noise at other scales of it, without
+                 it first: studies likewise
 
 The suspicious are those that some detector finds furthest out, and those that repeat
 (`ranking.funnel`). What was dropped is drawn from at random, so what the funnel misses is measured
 (`ranking.prevalence`). A caption gives an image back where it is memorized, or copies another image
 of the set, in the words of a study (`severity.truth`).
 
-Contents: `Audit`, `audit`.
+Contents: `Audit`, `audit`; what a training audit shares: `labels_of`, `gives_back`,
+`prevalence_of`.
 """
 
 import hashlib
@@ -22,10 +25,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
@@ -57,8 +62,9 @@ from mnemoscope.models.source import Source
 from mnemoscope.options import option
 from mnemoscope.ranking.funnel import FROM_NEAREST, STRATA, Plan, plan, strata_of, tails
 from mnemoscope.ranking.inference import Inference, inferred
-from mnemoscope.ranking.prevalence import Stratum, drawn_for, exact, prevalence
+from mnemoscope.ranking.prevalence import Prevalence, Stratum, drawn_for, exact, prevalence
 from mnemoscope.reporting.audit import (
+    ADDED,
     ANALYSIS,
     GIVEN_BACK,
     INFERRED,
@@ -66,6 +72,7 @@ from mnemoscope.reporting.audit import (
     RECALL,
     SHARE,
     SURE,
+    at_scale,
 )
 from mnemoscope.runs.execute import chunks
 from mnemoscope.runs.folder import Run, Writer
@@ -123,6 +130,11 @@ class Audit(Recipe, Source):
         None,
         "Data set of the same kind that was certainly not trained on: was this one, as a whole?",
     )
+    scales: tuple[float, ...] = option(
+        (),
+        "Further scales of the LoRA at which the same captions are sampled, such as 0.25,0.5,1.2; "
+        "0, the model without it, always is.",
+    )
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2"),
         "Similarity measures, comma-separated; the first says what counts as memorized.",
@@ -157,7 +169,17 @@ class Audit(Recipe, Source):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"{name} {value} given; expected a share between 0 and 1")
+        if self.scales and self.lora is None:
+            raise InputError(f"scales {self.scales} given, but no adapter; name one by --lora FILE")
+        if not all(isfinite(scale) and scale >= 0 for scale in self.scales):
+            raise InputError(
+                f"scales {self.scales} given; expected numbers from 0, such as 0.5,1.2"
+            )
         self.limit()
+
+    def others(self) -> tuple[float, ...]:
+        """Return the scales of the LoRA at which captions are sampled besides its own."""
+        return () if self.lora is None else tuple(sorted({0.0, *self.scales} - {self.lora_scale}))
 
     def limit(self) -> float | None:
         """Return the share above which an audit fails; None where it does not.
@@ -286,14 +308,19 @@ class _Stages:
         each = price_in(bank, union(self.detectors)).calls
         return len(self.captions) * each + (seeds if bank.knows_start else 0)
 
+    @property
+    def models(self) -> int:
+        """Return with how many models captions are sampled: one a scale of the LoRA."""
+        return 1 + len(self.asked.others())
+
     def each(self) -> int:
         """Return what it costs to sample one caption in full."""
         bank = Bank(self.model, self._recipe(), self.asked.seeds, self.asked.batch)
-        return price_in(bank, (Pictures(),)).calls
+        return self.models * price_in(bank, (Pictures(),)).calls
 
     def fixed(self) -> int:
         """Return what is spent whatever is chosen: on ordinary prompts, the mean, inference."""
-        mean = MEAN_DRAWS if self.model.has_uncond else 0
+        mean = MEAN_DRAWS * self.models if self.model.has_uncond else 0
         return mean + len(self.ordinary) * self.each() + self.inference_calls()
 
     def inference_calls(self) -> int:
@@ -348,7 +375,9 @@ class _Stages:
         yield (
             f"confirm: {finalists:,} suspicious captions (and as many more that repeat, at most), "
             f"{drawn:,} drawn from the others, {len(self.ordinary):,} ordinary prompts, x "
-            f"{self.asked.seeds} seeds, about {full:,} network calls"
+            f"{self.asked.seeds} seeds"
+            + (f" x {self.models} scales of the LoRA" if self.models > 1 else "")
+            + f", about {full:,} network calls"
         )
         if self.held_out is not None:
             yield f"members: dataset inference, at most {self.inference_calls():,} network calls"
@@ -475,8 +504,19 @@ class _Stages:
     def confirm(self, images: Images, chosen: Plan, members: Inference | None) -> dict[str, Any]:
         """Sample in full, and say what was found, as tables."""
         prompts = [*self._prompts(images, chosen), *self.ordinary]
-        others = images.others(self.asked.seed)
-        asked, workers = self.asked, list[ConfirmWorker]()
+        done = self._sampled(images, prompts, self.asked, self.model, "confirm")
+        runs = {self.asked.lora_scale: done}
+        for scale in self.asked.others():
+            asked = replace(self.asked, lora_scale=scale)
+            runs[scale] = self._sampled(images, prompts, asked, loaded(asked), f"scale-{scale:g}")
+        told = {prompt.prompt_id: prompt for prompt in prompts}
+        return self._result(runs, images, chosen, told, members)
+
+    def _sampled(
+        self, images: Images, prompts: Sequence[Prompt], asked: Audit, model: Model, name: str
+    ) -> Run:
+        """Sample prompts in full with a model, into a folder of that name."""
+        others, workers = images.others(asked.seed), list[ConfirmWorker]()
 
         def work(*given: Any) -> ConfirmWorker:
             workers.append(ConfirmWorker(images, others, *given))
@@ -498,27 +538,25 @@ class _Stages:
             detectors=("none",),
             batch=asked.batch,
             retry=asked.retry,
-            out=str(self.folder / "confirm"),
+            out=str(self.folder / name),
         )
-        done = run_study(
+        return run_study(
             study,
-            model=self.model,
+            model=model,
             prompts=PromptList.of(prompts),
             known=known_prompts(prompts, images, others),
             work=work,
             derive=derive,
-            notify=lambda line: self.say(f"confirm: {line}"),
+            notify=lambda line: self.say(f"{name}: {line}"),
             progress=self.progress,
         )
-        told = {prompt.prompt_id: prompt for prompt in prompts}
-        return self._result(done, images, chosen, told, members)
 
     def _prompts(self, images: Images, chosen: Plan) -> list[Prompt]:
         """Return the captions that are sampled in full, with their images."""
         captions, keys = self.captions, self.dataset.keys
         order = np.argsort(keys, kind="stable")
         ranked = keys[order]
-        labels = _labels(chosen)
+        labels = labels_of(chosen)
         texts = self.dataset.picked({int(captions.firsts[at]) for at in labels})
         found: list[Prompt] = []
         for at, label in labels.items():
@@ -532,16 +570,20 @@ class _Stages:
 
     def _result(
         self,
-        done: Run,
+        runs: Mapping[float, Run],
         images: Images,
         chosen: Plan,
         prompts: Mapping[str, Prompt],
         members: Inference | None,
     ) -> dict[str, Any]:
         """Return what was found, as tables of the audit."""
-        captions, labels = self.captions, _labels(chosen)
-        judged = judge(done.table("severity").to_pylist(), self.asked.similarity[0])
-        given_back = _given_back(done, judged, self.asked.similarity[0])
+        captions, labels, measure = self.captions, labels_of(chosen), self.asked.similarity[0]
+        by_scale = {
+            scale: judge(run.table("severity").to_pylist(), measure) for scale, run in runs.items()
+        }
+        own = self.asked.lora_scale
+        done, judged = runs[own], by_scale[own]
+        given_back = _given_back(done, judged, measure)
         places = {f"{captions.keys[at]:016x}": at for at in labels}
         repeats = self._repeats(images)
         wanted = sorted({name for names in given_back.values() for name in names})
@@ -564,17 +606,23 @@ class _Stages:
                     "items": [item for name in names for item in shown[name]],
                 }
             )
-        return {
+        told = {
             "audited": TABLES["audited"].of_rows(rows),
-            "funnel": TABLES["funnel"].of_rows(self._funnel(done, images, chosen)),
+            "funnel": TABLES["funnel"].of_rows(self._funnel(runs, images, chosen)),
             "statistics": TABLES["statistics"].of_rows(
                 [
                     *_statistics(rows, chosen, self.asked.guidance),
+                    *(
+                        _adapter_statistics(rows, by_scale, own, chosen, self.asked.guidance)
+                        if len(by_scale) > 1
+                        else []
+                    ),
                     _sure(*certain(done, images), self.asked.guidance),
                     *([] if members is None else [_inference(members, self.asked.guidance)]),
                 ]
             ),
         }
+        return told if len(by_scale) == 1 else told | {"scales": _scale_rows(rows, by_scale)}
 
     def _named(self, images: Images, references: Sequence[str]) -> dict[str, list[str]]:
         """Return the names of the items that show pictures, by picture."""
@@ -588,10 +636,13 @@ class _Stages:
         items = self.dataset.picked({place for some in places.values() for place in some})
         return {name: [items[place].name for place in some] for name, some in places.items()}
 
-    def _funnel(self, done: Run, images: Images, chosen: Plan) -> list[dict[str, Any]]:
+    def _funnel(
+        self, runs: Mapping[float, Run], images: Images, chosen: Plan
+    ) -> list[dict[str, Any]]:
         """Return what went through each stage, and at what price."""
-        spent = sum(sum(part["network_calls"].to_pylist()) for part in done.parts("samples"))
-        mean = MEAN_DRAWS if self.model.has_uncond else 0
+        parts = (part for run in runs.values() for part in run.parts("samples"))
+        spent = sum(sum(part["network_calls"].to_pylist()) for part in parts)
+        mean = MEAN_DRAWS * len(runs) if self.model.has_uncond else 0
         stages = (
             ("read", len(self.dataset), len(self.captions), 0),
             ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
@@ -626,7 +677,7 @@ def _item_row(at: int, item: Item, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _labels(chosen: Plan) -> dict[int, str]:
+def labels_of(chosen: Plan) -> dict[int, str]:
     """Return why each caption is sampled in full, by its place."""
     found = {
         int(at): "repeats" if int(at) in chosen.repeated else "score" for at in chosen.finalists
@@ -660,25 +711,92 @@ def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict
     return {prompt: sorted(some) for prompt, some in names.items()}
 
 
+def prevalence_of(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, bool | None], chosen: Plan
+) -> Prevalence:
+    """Return how many captions have a property, and how many of these are among the suspicious.
+
+    Args:
+        rows: Rows of table `audited`.
+        found: Whether each prompt has it; None where that cannot be told.
+        chosen: How they were chosen.
+    """
+
+    def stratum(size: int, *labels: str) -> Stratum:
+        some = [found[row["prompt_id"]] for row in rows if row["chosen"] in labels]
+        return Stratum(size, len(some), some.count(True), some.count(None))
+
+    census = stratum(len(chosen.finalists), "score", "repeats")
+    strata = [stratum(len(some), label) for label, some in zip(STRATA, chosen.strata, strict=True)]
+    return prevalence(census, strata)
+
+
+def gives_back(state: str) -> bool | None:
+    """Return whether a caption in a state gives an image back; None where that is unknown."""
+    return None if state == "not judged" else state in GIVEN_BACK
+
+
 def _statistics(
     rows: Sequence[Mapping[str, Any]], chosen: Plan, guidance: float
 ) -> list[dict[str, Any]]:
     """Return how many captions give an image back, and how many of these were found."""
-
-    def stratum(size: int, *labels: str) -> Stratum:
-        some = [row["state"] for row in rows if row["chosen"] in labels]
-        found = sum(state in GIVEN_BACK for state in some)
-        return Stratum(size, len(some), found, some.count("not judged"))
-
-    census = stratum(len(chosen.finalists), "score", "repeats")
-    strata = [stratum(len(some), label) for label, some in zip(STRATA, chosen.strata, strict=True)]
-    found = prevalence(census, strata)
+    states = {row["prompt_id"]: gives_back(row["state"]) for row in rows}
+    found = prevalence_of(rows, states, chosen)
     told = [(SHARE, "captions", found.share), (RECALL, "captions", found.recall)]
-    ordinary = stratum(sum(row["chosen"] == ORDINARY for row in rows), ORDINARY)
-    if ordinary.size:
-        judged = ordinary.drawn - ordinary.unknown
-        told.append((SHARE, "ordinary prompts", exact(ordinary.found, judged)))
+    ordinary = [states[row["prompt_id"]] for row in rows if row["chosen"] == ORDINARY]
+    if ordinary:
+        judged = len(ordinary) - ordinary.count(None)
+        told.append((SHARE, "ordinary prompts", exact(ordinary.count(True), judged)))
     return [_statistic(name, population, value, guidance) for name, population, value in told]
+
+
+def _adapter_statistics(
+    rows: Sequence[Mapping[str, Any]],
+    by_scale: Mapping[float, Mapping[str, Judgement]],
+    own: float,
+    chosen: Plan,
+    guidance: float,
+) -> list[dict[str, Any]]:
+    """Return how many captions give an image back at each scale, and by the adapter alone."""
+    states = {
+        scale: {
+            row["prompt_id"]: gives_back(judged.get(row["prompt_id"], NOT_JUDGED).state)
+            for row in rows
+        }
+        for scale, judged in by_scale.items()
+    }
+    # Paired, caption by caption: with the adapter, and from the same noise not without it.
+    added = {
+        name: False if with_it is False or states[0.0][name] else
+        None if with_it is None or states[0.0][name] is None else True
+        for name, with_it in states[own].items()
+    }  # fmt: skip
+    told = [(ADDED, "captions", added)]
+    told += [(SHARE, at_scale(scale), found) for scale, found in sorted(states.items())]
+    return [
+        _statistic(name, population, prevalence_of(rows, found, chosen).share, guidance)
+        for name, population, found in told
+    ]
+
+
+def _scale_rows(
+    rows: Sequence[Mapping[str, Any]], by_scale: Mapping[float, Mapping[str, Judgement]]
+) -> pa.Table:
+    """Return table `scales`."""
+    return TABLES["scales"].of_rows(
+        [
+            {
+                "prompt_id": row["prompt_id"],
+                "lora_scale": scale,
+                "state": found.state,
+                "share": _nullable(found.share),
+                "share_elsewhere": _nullable(found.share_elsewhere),
+            }
+            for row in rows
+            for scale, judged in sorted(by_scale.items())
+            for found in [judged.get(row["prompt_id"], NOT_JUDGED)]
+        ]
+    )
 
 
 def _some(captions: Captions, label: str, seed: int) -> list[Prompt]:

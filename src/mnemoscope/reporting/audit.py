@@ -5,12 +5,19 @@ audit's statistics.
 """
 
 import base64
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from mnemoscope.core.panels import CurvePanel, Series
 from mnemoscope.errors import RunError
+from mnemoscope.reporting.figures import svg
 from mnemoscope.reporting.page import PARTS, command, digest, environment
 from mnemoscope.reporting.text import number, percent
 from mnemoscope.runs.folder import Run, open_run
@@ -27,9 +34,15 @@ SHARE, RECALL, SURE = (
     "share of samples of which no copy by l2 can be overlooked",
 )
 INFERRED = "p of dataset inference"
+ADDED = "share that gives one back with the adapter and not without it"
 """Statistics of an audit."""
 
 Row = Mapping[str, Any]
+
+
+def at_scale(scale: float) -> str:
+    """Return the population of the captions at a scale of a LoRA."""
+    return f"captions, LoRA scale {scale:g}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,9 @@ class Found:
         ordinarily: Share of the ordinary prompts that give an image back; None without any.
         sure: Share of samples of which no copy can have been overlooked.
         inferred: Whether the set as a whole was trained on, a p; None where nothing was held out.
+        added: Share that the adapter added; None where none was audited.
+        ladder: Shares of the captions that give an image back, by scale of the adapter, ascending.
+        states: State of each prompt at these scales, in their order, by prompt_id.
     """
 
     run: Run
@@ -57,6 +73,28 @@ class Found:
     ordinarily: Row | None
     sure: Row
     inferred: Row | None = None
+    added: Row | None = None
+    ladder: Mapping[float, Row] = field(default_factory=dict[float, Row])
+    states: Mapping[str, Sequence[Row]] = field(default_factory=dict[str, Sequence[Row]])
+
+    @property
+    def rungs(self) -> tuple[tuple[Row, Sequence[Row], float | None], ...]:
+        """Return the captions that give an image back at any scale, the first to do so first.
+
+        Each with its rows of table `scales`, and the least scale from which on it gives one back,
+        at all larger ones that were tried; None where it does not at the largest.
+        """
+        found: list[tuple[Row, Sequence[Row], float | None]] = []
+        for row in self.captions:
+            steps = self.states.get(row["prompt_id"], ())
+            start: float | None = None
+            for step in reversed(steps):
+                if step["state"] not in GIVEN_BACK:
+                    break
+                start = step["lora_scale"]
+            if any(step["state"] in GIVEN_BACK for step in steps):
+                found.append((row, steps, start))
+        return tuple(sorted(found, key=lambda rung: (rung[2] is None, rung[2] or 0.0)))
 
     @property
     def given_back(self) -> tuple[Row, ...]:
@@ -117,6 +155,11 @@ class Found:
         ]
         if self.recall["value"] is not None:
             said.append(f"Of those that do, the audit found {_share(self.recall)}.")
+        if self.added is not None:
+            said.append(
+                f"Without the adapter {_share(self.ladder[0.0])} do, from the same noise; the "
+                f"adapter adds {_share(self.added)}."
+            )
         if self.narrow:
             said.append(
                 "Most of the suspicious captions do, so some that were dropped narrowly may as "
@@ -149,8 +192,20 @@ class Found:
             "captions": [dict(row) for row in self.given_back],
             "statistics": [
                 dict(row)
-                for row in (self.share, self.recall, self.ordinarily, self.sure, self.inferred)
+                for row in (
+                    self.share,
+                    self.recall,
+                    self.added,
+                    *self.ladder.values(),
+                    self.ordinarily,
+                    self.sure,
+                    self.inferred,
+                )
                 if row is not None
+            ],
+            "scales": [
+                {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "from": start}
+                for row, _, start in self.rungs
             ],
             "funnel": [dict(row) for row in self.funnel],
         }
@@ -197,6 +252,11 @@ def found_of(run: Run) -> Found:
     if share is None or recall is None or sure is None:
         raise RunError(f"the audit in {str(run.path)!r} is not finished; give its command again")
     rows: Sequence[Row] = run.table("audited").to_pylist()
+    states: dict[str, list[Row]] = defaultdict(list)
+    for row in run.table("scales").to_pylist():
+        states[row["prompt_id"]].append(row)
+    scales = sorted({row["lora_scale"] for some in states.values() for row in some})
+    ladder = {scale: of(SHARE, at_scale(scale)) for scale in scales}
     return Found(
         run,
         tuple(run.table("funnel").to_pylist()),
@@ -207,6 +267,9 @@ def found_of(run: Run) -> Found:
         of(SHARE, "ordinary prompts"),
         sure,
         of(INFERRED, "items"),
+        of(ADDED, "captions"),
+        {scale: row for scale, row in ladder.items() if row is not None},
+        states,
     )
 
 
@@ -257,9 +320,18 @@ def write(found: Found, out: str | Path | None = None, *, redact_images: bool = 
             found=found,
             pairs=_pairs(found, redact_images),
             more=max(0, len(found.given_back) - SHOWN),
+            ladder=_ladder(found),
+            rungs=found.rungs[:SHOWN],
             statistics=[
                 row
-                for row in (found.share, found.recall, found.ordinarily, found.sure)
+                for row in (
+                    found.share,
+                    found.recall,
+                    found.added,
+                    *found.ladder.values(),
+                    found.ordinarily,
+                    found.sure,
+                )
                 if row is not None
             ],
             manifest=manifest,
@@ -278,6 +350,28 @@ def write(found: Found, out: str | Path | None = None, *, redact_images: bool = 
             "or choose another folder"
         ) from error
     return target
+
+
+def _ladder(found: Found) -> Markup:
+    """Draw the share of captions that give an image back against the scale of the adapter."""
+    if not found.ladder:
+        return Markup()
+
+    def column(name: str) -> Float[np.ndarray, " scale"]:
+        values = (row[name] for row in found.ladder.values())
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    scales = np.array(list(found.ladder), dtype=np.float64)
+    share = Series(
+        "captions that give an image back", "memorized", scales, column("value"), column("low"),
+        column("high"), np.full(len(scales), np.nan),
+    )  # fmt: skip
+    caption = "Band: 95 % interval, which counts the captions that were not sampled."
+    panel = CurvePanel(
+        "Reproduction against the LoRA's scale", "LoRA scale", "share of captions", caption,
+        (share,),
+    )  # fmt: skip
+    return Markup(svg(panel, "ladder"))
 
 
 def _pairs(found: Found, redact: bool) -> list[Pair]:

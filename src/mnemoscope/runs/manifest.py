@@ -17,7 +17,9 @@ from mnemoscope.runs.tables import SCHEMA
 Status = Literal["started", "interrupted", "complete"]
 Flow = Literal["study", "detection", "explanation", "audit"]
 
-UNASKED: dict[str, Any] = {"filmstrip": 0, "levels": [], "controls": None, "ids": []}
+UNASKED: dict[str, Any] = {
+    "filmstrip": 0, "levels": [], "controls": None, "ids": [], "scales": [],
+}  # fmt: skip
 """Options that folders may lack, since they came later, and what was done then."""
 
 FREE = (

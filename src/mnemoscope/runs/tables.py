@@ -662,6 +662,23 @@ _ALL = (
         ),
     ),
     Table(
+        "scales",
+        "one caption at one scale of a LoRA, in an audit of one",
+        (
+            _PROMPT,
+            Column("lora_scale", pa.float64(), "how much of the LoRA is merged; 0 is none", "1"),
+            Column("state", pa.string(), "what is known of it, in the words of a study"),
+            Column("share", pa.float64(), "share of samples that copy an own image", "1", True),
+            Column(
+                "share_elsewhere",
+                pa.float64(),
+                "share of samples that copy another image of the set",
+                "1",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
         "statistics",
         "one named statistic",
         (
