@@ -1,12 +1,18 @@
 """Every mitigation keeps the contract, and one more takes one file."""
 
+import atexit
 import inspect
+import shutil
+import tempfile
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mnemoscope import mitigations
 from mnemoscope.core.record import Recorder
@@ -42,9 +48,22 @@ def _model(kind):
     return load_model(tiny_pipeline(kind), device="cpu")
 
 
+@cache
+def pictures():
+    """Return a folder of two pictures, kept as long as the tests run."""
+    folder = Path(tempfile.mkdtemp(prefix="references-"))
+    atexit.register(shutil.rmtree, folder)
+    for seed in range(2):
+        drawn = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(drawn).save(folder / f"{seed}.png")
+    return str(folder)
+
+
 def quick(name):
-    """Return a method at its default strength, a search cut short."""
+    """Return a method at its default strength, a search cut short, near to its references."""
     one = get_mitigation(name)()
+    if "references" in one.settings:
+        one = replace(one, references=pictures(), floor=-1.0)
     return replace(one, rounds=2) if "rounds" in one.settings else one
 
 

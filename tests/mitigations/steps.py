@@ -55,7 +55,9 @@ def attended(branches, end, layer="down_blocks.0.attentions.0.attn2"):
     return Attended(layer, layer.startswith("down"), 0, tuple(branches), torch.tensor(end))
 
 
-def start_of(prompts, predict=None, *, seeds=None, tokens=6, words=(), uncond=None, cond=None):
+def start_of(
+    prompts, predict=None, *, seeds=None, tokens=6, words=(), uncond=None, cond=None, decode=None
+):
     """Return what is known before the first call; conditions are made of the texts' letters."""
 
     def encode(texts):
@@ -73,6 +75,8 @@ def start_of(prompts, predict=None, *, seeds=None, tokens=6, words=(), uncond=No
         encode,
         lambda: words,
         predict or _unasked,
+        G,
+        decode,
     )
 
 

@@ -375,6 +375,7 @@ class Sitting:
                 observers=[recorder],
                 intervention=asked,
                 encode=model.encode_prompts,
+                decode=model.decode,
                 eta=bank.recipe.eta,
                 # The whole path takes the update after the last call as well.
                 calls=None if whole else self.length,

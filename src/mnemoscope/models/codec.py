@@ -39,7 +39,7 @@ class Codec(Protocol):
     def decode(
         self, latents: Float[Tensor, "image *latent"]
     ) -> Float[Tensor, "image 3 height width"]:
-        """Decode latents to images in [0, 1]."""
+        """Decode latents to images in [0, 1]; differentiable in latents that ask for it."""
         ...
 
 
@@ -105,18 +105,18 @@ class Autoencoder:
         latents = torch.cat(parts)
         return (latents - self.shift if self._shifted else latents) * self.scale
 
-    @torch.no_grad()
     def decode(
         self, latents: Float[Tensor, "image *latent"]
     ) -> Float[Tensor, "image 3 height width"]:
-        """Decode latents to images in [0, 1]."""
-        own = latents.to(self.device, torch.float32) / self.scale
-        own = own + self.shift if self._shifted else own
-        parts = [
-            self.vae.decode(part.to(self.vae.dtype), return_dict=False)[0].float()
-            for part in own.split(DECODED_AT_ONCE)
-        ]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        """Decode latents to images in [0, 1]; differentiable in latents that ask for it."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            own = latents.to(self.device, torch.float32) / self.scale
+            own = own + self.shift if self._shifted else own
+            parts = [
+                self.vae.decode(part.to(self.vae.dtype), return_dict=False)[0].float()
+                for part in own.split(DECODED_AT_ONCE)
+            ]
+            return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
     @property
     def _shifted(self) -> bool:

@@ -13,8 +13,8 @@ An intervention may ask for further conditions, `branches`, which are evaluated 
 call as the others and paid for. Before the first call it may ask the network itself, with gradients
 if need be (`Start.predict`), which is counted. Observers see every call and write nothing.
 
-Contents: `Intervention`, `Start`, `Step`, `Attended`, `Encode`; `ask` and `checked`, by which a
-hook is called.
+Contents: `Intervention`, `Start`, `Step`, `Attended`, `Encode`, `Decode`; `ask` and `checked`, by
+which a hook is called.
 """
 
 from abc import ABC
@@ -36,6 +36,9 @@ Latents = Float[Tensor, "sample *latent"]
 
 Encode = Callable[[Sequence[str]], Condition]
 """Turns prompts into conditions, one row each."""
+
+Decode = Callable[[Latents], Float[Tensor, "sample 3 height width"]]
+"""Turns clean latents into pictures, RGB from 0 to 1; differentiable where they are."""
 
 NO_BRANCHES: Mapping[str, Condition] = MappingProxyType({})
 
@@ -60,6 +63,8 @@ class Start:
         predict: Asks the network at the first call, for states in the unit form. Differentiable
             where gradients are enabled; a row costs one network call, and two more where its
             estimates carry a gradient.
+        guidance: Guidance scale g of the recipe.
+        decode: Turns clean latents into pictures; None where nothing does.
     """
 
     prompts: tuple[str, ...]
@@ -71,6 +76,8 @@ class Start:
     encode: Encode
     words: Callable[[], tuple[str, ...]]
     predict: Predict
+    guidance: float
+    decode: Decode | None = None
 
     @property
     def rows(self) -> Int[Tensor, " row"]:
@@ -110,6 +117,7 @@ class Step:
         history: Earlier calls of the path, the latest last, as many as the intervention remembers.
         groups: Number of each sample's prompt, the same for all of its seeds; None where unknown.
         start: The first call of the path; None at the first call itself.
+        decode: Turns clean latents into pictures; None where nothing does.
     """
 
     point: Point
@@ -121,6 +129,7 @@ class Step:
     history: tuple["Step", ...] = ()
     groups: Int[Tensor, " sample"] | None = None
     start: "Step | None" = None
+    decode: Decode | None = None
 
     @property
     def first(self) -> "Step":

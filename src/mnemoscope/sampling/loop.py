@@ -28,7 +28,7 @@ from mnemoscope.core.record import Call, Point
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.sampling.attention import Watch, Wheel, steered
 from mnemoscope.sampling.condition import Condition, cat
-from mnemoscope.sampling.hooks import Intervention, Start, Step, ask, checked
+from mnemoscope.sampling.hooks import Decode, Encode, Intervention, Start, Step, ask, checked
 
 Latents = Float[Tensor, "sample *latent"]
 
@@ -191,7 +191,8 @@ def sample(
     *,
     observers: Sequence[Observer] = (),
     intervention: Intervention | None = None,
-    encode: Callable[[Sequence[str]], Condition] | None = None,
+    encode: Encode | None = None,
+    decode: Decode | None = None,
     eta: float = 0.0,
     calls: int | None = None,
     known: Latents | None = None,
@@ -210,6 +211,7 @@ def sample(
         observers: Called with each `Call`; they write nothing.
         intervention: Steers at its hooks; plain guidance where not given.
         encode: Turns prompts into conditions, for an intervention that asks for it.
+        decode: Turns clean latents into pictures, for one that looks at them.
         eta: Multiplies the standard deviation of injected noise where the scheduler knows it.
         calls: Stop after this many network calls, before the update that the last of them would
             make; the whole path where not given.
@@ -239,7 +241,9 @@ def sample(
     if intervention is None:
         conditions = {"cond": branches.cond}
     else:
-        start = _start(denoiser, scheduler, noise, branches, generators, encode, before)
+        start = _start(
+            denoiser, scheduler, noise, branches, guidance, generators, encode, decode, before
+        )  # fmt: skip
         noise, conditions = _prepared(intervention, start)
     if branches.uncond is not None and (both or observers):
         conditions["uncond"] = branches.uncond
@@ -272,6 +276,7 @@ def sample(
                     history,
                     branches.groups,
                     first,
+                    decode,
                 )
                 if intervention is None:
                     used = step.guided()
@@ -359,8 +364,10 @@ def _start(
     scheduler: Any,
     noise: Latents,
     branches: Branches,
+    guidance: float,
     generators: Sequence[torch.Generator] | None,
-    encode: Callable[[Sequence[str]], Condition] | None,
+    encode: Encode | None,
+    decode: Decode | None,
     spent: Int[Tensor, " sample"],
 ) -> Start:
     """Return what an intervention is told before the first call; what it asks adds to `spent`."""
@@ -388,6 +395,8 @@ def _start(
         told,
         branches.words,
         predict,
+        guidance,
+        decode,
     )
 
 
