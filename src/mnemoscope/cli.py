@@ -514,6 +514,15 @@ def _calibrate(asked: Any) -> None:
     _next("detect", *_source(asked), "--detectors", made.detector, "--ordinary", asked.out)
 
 
+def _forget(asked: Any) -> None:
+    """Take out of a pipeline what memorized prompts use, and save the rest as another."""
+    from mnemoscope.flows.forget import forget
+
+    left = forget(asked, notify=_say)
+    typer.echo(f"taken out: {left.told}")
+    _next("study", left.path, "--prompts", asked.prompts or "FILE")
+
+
 bench = typer.Typer(no_args_is_help=True, help="Compare methods on a model.")
 adapters = typer.Typer(no_args_is_help=True, help="Change an adapter.")
 
@@ -683,6 +692,7 @@ EXAMPLES = {
     "check": "check CompVis/stable-diffusion-v1-4",
     "audit": "audit my-fine-tune pictures/ --ordinary prompts.txt --out runs/audit",
     "calibrate": "calibrate embedded --out calibration.json",
+    "forget": "forget embedded --prompt 'noto swan and twemoji bomb' --out less",
     "bench detectors": "bench detectors embedded --out runs/detectors",
     "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
     "bench adversary": "bench adversary embedded --study runs/mitigations/study --seeds 2",
@@ -704,6 +714,7 @@ def _add_all() -> None:
     from mnemoscope.flows.comparison import Comparing
     from mnemoscope.flows.detect import Detection
     from mnemoscope.flows.explain import Explaining
+    from mnemoscope.flows.forget import Forgetting
     from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.study import Study
 
@@ -721,6 +732,7 @@ def _add_all() -> None:
             Audit, _audit, GOES_ON, {"json": "Print what was found as JSON, for a machine."}
         ),
         "calibrate": derived(Calibrating, _calibrate, again),
+        "forget": derived(Forgetting, _forget, again),
         "bench detectors": derived(Benchmark, _bench_detectors, GOES_ON),
         "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),
         "bench adversary": derived(Attacking, _bench_adversary, GOES_ON),

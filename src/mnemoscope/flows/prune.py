@@ -11,13 +11,13 @@ inputs it is shown under the prompts at call t, a row a sample and place::
 Offline: the result is another pipeline, which samples as any other. Norms are those of the inputs
 as they are; the authors' code first scales every row to length 1.
 
-Contents: `pruned`, `Pruned`.
+Contents: `pruned`, `Pruned`; `edited`, by which a pipeline is copied and changed.
 
 Source: Chavhan et al. 2024, arXiv 2406.18566, after Wanda (Sun et al. 2024).
 """
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,11 +101,27 @@ def pruned(
         name: _mask(layer.weight.detach(), mine[name], empty[name], strength)
         for name, layer in layers.items()
     }
+
+    def prune(copied: Any) -> None:
+        for name, layer in _layers(copied).items():
+            layer.weight.data[masks[name].to(layer.weight.device)] = 0
+
+    return Pruned(edited(model, prune), masks)
+
+
+def edited(model: Model, edit: Callable[[Any], None]) -> Model:
+    """Return a model around a copy of a pipeline whose network is edited.
+
+    Args:
+        model: The model, wrapped around a pipeline; it is left as it is.
+        edit: Changes the copy of its network.
+    """
+    pipeline, network = getattr(model, "pipeline", None), manner(model.denoiser, "network")
+    assert pipeline is not None, "checked before"
     part = next(name for name, one in pipeline.components.items() if one is network)
     copied = copy.deepcopy(pipeline)
-    for name, layer in _layers(getattr(copied, part)).items():
-        layer.weight.data[masks[name].to(layer.weight.device)] = 0
-    return Pruned(load_model(copied, device=str(model.device)), masks)
+    edit(getattr(copied, part))
+    return load_model(copied, device=str(model.device))
 
 
 def _layers(network: Any) -> dict[str, nn.Linear]:
