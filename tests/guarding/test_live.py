@@ -1,5 +1,6 @@
 """The guard: it changes what is suspicious and nothing else, and is gone afterwards."""
 
+import copy
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from mnemoscope.mitigations import parse
 from mnemoscope.models import load_model
 from mnemoscope.models.shipped import CALIBRATION
 from mnemoscope.sampling.hooks import Intervention
+from mnemoscope.sampling.loop import Branches, sample
 from tests.sampling import pipelines
 
 ALPHA = 0.2360
@@ -56,6 +58,67 @@ def test_a_chain_of_guides_steers_and_one_that_acts_elsewhere_is_refused():
     assert {record.action for record in watched.records} == {str(parse(both))}
     with pytest.raises(InputError, match="acts on condition"):
         guard(live.pipe, threshold=0.0, mitigation="embedding_noise+guidance_interval")
+
+
+@pytest.mark.parametrize(
+    "asked", ["noise_adjustment(rounds=1)", "noise_optimization(rounds=2,target=0)"]
+)
+@pytest.mark.parametrize("name", ["sd", "sd v"])
+def test_noise_is_moved_as_where_the_whole_path_is_ours(name, asked):
+    live = pipelines.GUIDED[name]()
+    model = load_model(live.pipe, device="cpu")
+    scheduler = copy.deepcopy(live.pipe.scheduler)
+    scheduler.set_timesteps(4)
+    noise = pipelines.noise(2, *model.latent_shape)
+    with guard(live.pipe, threshold=0.0, mitigation=asked) as watched:
+        guarded = live.run(4.0, latents=noise)
+    ours = sample(
+        model.denoiser,
+        scheduler,
+        noise,
+        Branches(
+            model.encode_prompts(pipelines.PROMPTS), model.encode_blank(2), tuple(pipelines.PROMPTS)
+        ),
+        4.0,
+        intervention=parse(asked),
+    )
+    # The first step of Adam is a sign, which rounding turns where a gradient is next to nothing.
+    moved = float((guarded - live.run(4.0, latents=noise)).norm())
+    assert moved > 0.1
+    assert float((guarded - ours.latents).norm()) < 0.05 * moved
+    # Two looks at the gap a round and one step from there; or two with gradients and a last look.
+    looks = {"noise_adjustment": 2 + 1, "noise_optimization": 3 + 3 + 1 + 1}[asked.split("(")[0]]
+    assert {record.network_calls for record in watched.records} == {2 * looks}
+    assert {record.action for record in watched.records} == {str(parse(asked))}
+
+
+def test_only_the_noise_of_suspicious_prompts_is_moved():
+    live = pipelines.stable_diffusion()
+    bare = live.run(4.0)
+    with guard(live.pipe) as watched:
+        live.run(4.0)
+    between = sum(record.score for record in watched.records) / 2
+    for asked in ({"mitigation": "noise_adjustment"}, {"action": "regenerate"}):
+        with guard(live.pipe, threshold=between, **asked) as watched:
+            guarded = live.run(4.0)
+        bad = [record.suspicious for record in watched.records]
+        assert sorted(bad) == [False, True]
+        for row, record in enumerate(watched.records):
+            assert torch.equal(guarded[row], bare[row]) is not record.suspicious
+            assert (record.network_calls > 0) is record.suspicious
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "why"),
+    [
+        ("random_tokens", "reaches the network as embeddings"),
+        ("guard", "no rows for further branches"),
+        ("attention_rescaling", "for all prompts of a batch"),
+    ],
+)
+def test_what_a_guard_cannot_do_is_refused_with_the_reason(mitigation, why):
+    with pytest.raises(InputError, match=why):
+        guard(pipelines.stable_diffusion().pipe, threshold=0.0, mitigation=mitigation)
 
 
 def test_only_the_samples_of_suspicious_prompts_change():

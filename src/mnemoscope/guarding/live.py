@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from mnemoscope.core.predict import Prediction
 from mnemoscope.errors import InputError
 from mnemoscope.guarding.calibration import Calibration
 from mnemoscope.guarding.first_step import scores_of
 from mnemoscope.guarding.record import Guarded
-from mnemoscope.guarding.rule import Judged, Rule, rule_of
+from mnemoscope.guarding.rule import Judged, Rule, acts, rule_of
 from mnemoscope.sampling.attach import NETWORKS, Attachment, Steered, Update, attach
-from mnemoscope.sampling.hooks import Intervention
+from mnemoscope.sampling.condition import Condition
+from mnemoscope.sampling.hooks import Intervention, Latents, Start, Step, ask, checked
 from mnemoscope.sampling.loop import generators_of
 from mnemoscope.sampling.recipe import seed_of
 
@@ -94,6 +97,8 @@ class Guard(AbstractContextManager["Guard"]):
         steered = None
         if rule.action == "regenerate" and any(map(found.over, range(len(found.groups)))):
             steered = _regenerated(rule, update, found)
+        elif rule.rows and rule.mitigation is not None and acts(rule.mitigation, "noise"):
+            steered = _moved(rule, update, found)
         elif (used := rule.guided(update.step, update.used)) is not None:
             steered = Steered(used)
         if not rule.rows:
@@ -137,6 +142,53 @@ def _regenerated(rule: Rule, update: Update, found: Judged) -> Steered:
     return Steered(used, x)
 
 
+def _moved(rule: Rule, update: Update, found: Judged) -> Steered:
+    """Move the noise of suspicious samples, and guide the first step from there."""
+    asked, rows = rule.mitigation, torch.tensor(rule.rows)
+    assert asked is not None, "asked by who knows"
+    start = _start(rule, update, rows, found)
+    x = update.step.x.clone()
+    x[rows] = checked(asked, "noise", ask(asked, "noise", start), start.noise).to(x)
+    found.moves += 1
+    used = rule.guided(update.again(x), update.used)
+    assert used is not None, "there are rows"
+    return Steered(used, x)
+
+
+def _start(rule: Rule, update: Update, rows: Tensor, found: Judged) -> Start:
+    """Return what an intervention is told before the first call, of suspicious samples alone."""
+    step, whole = update.step, update.step.x
+    asked: list[tuple[Latents, Step]] = []
+
+    def predict(x: Latents, condition: Condition, mine: Tensor) -> Prediction:
+        # Both branches come of one call; the gap asks for one after the other.
+        if not asked or asked[-1][0] is not x:
+            every = whole.index_copy(0, rows[mine].to(whole.device), x.to(whole))
+            asked[:] = [(x, update.again(every))]
+            # A gradient is counted as two calls.
+            found.moves += 3 if x.requires_grad else 1
+        branch = "cond" if bool(condition.parts["cond"].all()) else "uncond"
+        told = asked[-1][1].prediction(branch)
+        at = rows[mine].to(whole.device)
+        return Prediction(told.x0[at], told.eps[at])
+
+    def encode(texts: Any) -> Condition:
+        raise InputError("a live pipeline hands on embeddings; there is nothing to encode text by")
+
+    return Start(
+        prompts=("",) * len(rows),
+        cond=Condition({"cond": torch.ones(len(rows))}),
+        uncond=Condition({"cond": torch.zeros(len(rows))}),
+        noise=whole[rows],
+        seeds=tuple(seed_of("guard", rule.run, row) for row in rule.rows),
+        points=(step.point,),
+        encode=encode,
+        words=tuple,
+        predict=predict,
+        guidance=step.guidance,
+    )
+
+
 def guard(
     pipeline: Any,
     *,
@@ -158,7 +210,7 @@ def guard(
         detector: Score of the first step; the calibration's, else `gap_rms:clean`.
         action: "record", "mitigate", "regenerate" or "refuse"; where not given "mitigate" with a
             threshold, "record" without one.
-        mitigation: An intervention that guides, or its name with settings.
+        mitigation: An intervention that guides or moves noise, or its name with settings.
         tries: How often "regenerate" may start a prompt from other noise.
         log: File of JSON lines to which a record of every image is appended.
 
@@ -180,5 +232,6 @@ def guard(
     rule = rule_of(
         network, type(pipeline).__name__, calibration=calibration, threshold=threshold,
         detector=detector, action=action, mitigation=mitigation, tries=tries, log=log,
+        noise=True,
     )  # fmt: skip
     return Guard(pipeline, rule)

@@ -4,14 +4,15 @@ Rule, with s the score of a prompt and t the threshold for as many samples::
 
     s <= t    nothing: images are bit for bit those made without a guard
     s > t     record       nothing but a record
-              mitigate     an intervention guides these samples from the first step on
+              mitigate     an intervention guides these samples from the first step on, or moves
+                           their noise and has the first step made again
               regenerate   they start from other noise, up to so many times until s <= t;
                            from what scored lowest if it never is
               refuse       the run ends with an error before its second step
 
 The score is made of what the pipeline's own network said, so it costs no network call.
 
-Contents: `Rule`, `Judged`, `rule_of`, `guiding`, `SCORE`, `DEFAULT`.
+Contents: `Rule`, `Judged`, `rule_of`, `guiding`, `acts`, `SCORE`, `DEFAULT`.
 
 Source: ours.
 """
@@ -58,6 +59,7 @@ class Judged:
         limits: Threshold of each; None where there is none.
         unscored: Why nothing could be scored; empty where it could.
         tries: How often each suspicious prompt was started from other noise.
+        moves: How often the network was asked where to move the noise of suspicious prompts.
         passed: Prompts that were no longer suspicious then.
     """
 
@@ -67,6 +69,7 @@ class Judged:
     unscored: str = ""
     tries: dict[int, int] = field(default_factory=dict[int, int])
     passed: set[int] = field(default_factory=set[int])
+    moves: int = 0
 
     def over(self, at: int) -> bool:
         """Return whether the score of a prompt exceeds its threshold."""
@@ -199,7 +202,7 @@ class Rule:
                     suspicious=bad if known and limit is not None else None,
                     action=acted if bad else "none",
                     # Both branches of the whole batch go through the network again.
-                    network_calls=2 * tries,
+                    network_calls=2 * (tries + (found.moves if bad else 0)),
                     reason=reason,
                 )
                 for row in rows
@@ -236,6 +239,7 @@ def rule_of(
     mitigation: Intervention | str | None = None,
     tries: int = 4,
     log: str | Path | None = None,
+    noise: bool = False,
 ) -> Rule:
     """Make a rule of what a user gives; see `guarding.live.guard`.
 
@@ -249,6 +253,7 @@ def rule_of(
         mitigation: What steers.
         tries: How often "regenerate" starts from other noise.
         log: File of JSON lines.
+        noise: Whether noise can be moved.
 
     Raises:
         InputError: If an argument cannot be used, or the calibration is of another model.
@@ -282,7 +287,7 @@ def rule_of(
         detector or (known.detector if known else SCORE),
         thresholds,
         chosen_action(chosen),
-        guiding(mitigation) if chosen == "mitigate" else None,
+        guiding(mitigation, noise=noise) if chosen == "mitigate" else None,
         tries,
         None if log is None else Path(log),
         None if known is None else known.alpha,
@@ -309,21 +314,39 @@ def chosen_action(name: str) -> Action:
     raise InputError(did_you_mean(name, ACTIONS, "action"))
 
 
-def guiding(given: Intervention | str | None) -> Intervention:
+ELSEWHERE: Mapping[str, str] = {
+    "condition": "the prompt reaches the network as embeddings, with every call anew",
+    "branches": "the pipeline's calls have no rows for further branches",
+    "attention": "its layers would compute otherwise for all prompts of a batch",
+    "noise": "a guider is given no noise",
+}
+"""Why a guard cannot have a mitigation act at a hook."""
+
+
+def guiding(given: Intervention | str | None, *, noise: bool = False) -> Intervention:
     """Return an intervention that can steer a pipeline that is under way.
 
+    Args:
+        given: The intervention, or its name with settings; `DEFAULT` where not given.
+        noise: Whether the first step can be made again from other noise.
+
     Raises:
-        InputError: If it acts elsewhere than on guidance.
+        InputError: If it acts where a guard cannot.
     """
     asked = given if isinstance(given, Intervention) else parse(given or DEFAULT)
-    parts = asked.parts if isinstance(asked, Chain) else (asked,)
-    elsewhere = [
-        hook for hook in ("condition", "branches", "noise", "attention")
-        if any(getattr(type(part), hook) is not getattr(Intervention, hook) for part in parts)
-    ]  # fmt: skip
+    refused = [hook for hook in ELSEWHERE if hook != "noise" or not noise]
+    elsewhere = [hook for hook in refused if acts(asked, hook)]
     if elsewhere:
         raise InputError(
-            f"{asked} acts on {' and '.join(elsewhere)}, and a guard steers guidance alone; "
-            "choose one that guides, or sample with it through `mnemoscope study --intervention`"
+            f"{asked} acts on {' and '.join(elsewhere)}, where a guard cannot: "
+            f"{'; '.join(map(ELSEWHERE.__getitem__, elsewhere))}. Choose one that guides"
+            f"{' or moves noise' if noise else ''}, or sample with it through `mnemoscope study "
+            "--intervention`"
         )
     return asked
+
+
+def acts(asked: Intervention, hook: str) -> bool:
+    """Return whether an intervention, or a part of a chain, acts at a hook."""
+    parts = asked.parts if isinstance(asked, Chain) else (asked,)
+    return any(getattr(type(part), hook) is not getattr(Intervention, hook) for part in parts)

@@ -104,7 +104,7 @@ class Update:
         samples: For each sample, the index of the first whose conditions equal its own: samples of
             one prompt are told by that.
         again: Calls the network once more at the same time under the same conditions, at other
-            states in the unit form.
+            states in the unit form; differentiable where gradients are enabled.
     """
 
     step: Step
@@ -150,10 +150,29 @@ class Split:
     guidance: float
 
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Types that numbers are not combined in."""
+
+
 def _full(latents: Tensor) -> Tensor:
     """Return latents in at least single precision."""
     latents = latents.detach()
-    return latents.float() if latents.dtype in (torch.float16, torch.bfloat16) else latents
+    return latents.float() if latents.dtype in HALVES else latents
+
+
+def _raw(out: Any) -> Tensor:
+    """Return the tensor in what a network returned.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    raw = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+    if not isinstance(raw, Tensor):
+        raise ModelError(
+            f"the network returned {type(raw).__name__}; expected a tensor, a tuple that begins "
+            "with one, or an output with `sample`, so this pipeline cannot be read"
+        )
+    return raw
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -383,12 +402,7 @@ class Attachment:
             self._resting = False
         if self._resting:
             return
-        raw = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
-        if not isinstance(raw, Tensor):
-            raise ModelError(
-                f"the network returned {type(raw).__name__}; expected a tensor, a tuple that "
-                "begins with one, or an output with `sample`, so this pipeline cannot be read"
-            )
+        raw = _raw(out)
         if len(self._outputs) == _MOST:
             raise ModelError(
                 f"the network was called {_MOST + 1} times and its scheduler not once; attach to "
@@ -448,7 +462,11 @@ class Attachment:
 
         steered = self.steer(Update(step, seen.used, _alike(outputs, seen), again))
         if steered is not None and steered.x is not None:
-            steered = steered._replace(x=steered.x * level.scale.to(steered.x))
+            moved = (steered.x != step.x).flatten(1).any(dim=1)
+            # What was not moved keeps its bits, which a scale and its inverse may not.
+            moved = moved.reshape(-1, *[1] * (seen.x.ndim - 1))
+            scale = level.scale.to(steered.x)
+            steered = steered._replace(x=torch.where(moved, steered.x * scale, seen.x))
         return seen, steered
 
     def _step_of(
@@ -464,16 +482,16 @@ class Attachment:
         self, outputs: Sequence[Output], seen: Split, x: Latents, timestep: Any
     ) -> dict[str, Latents]:
         """Call the network as the pipeline did, at other states in the scheduler's own scale."""
-        shown = scaled(self.scheduler, x, timestep)
-        self._outputs = []
+        shown, raws = scaled(self.scheduler, x, timestep), list[Tensor]()
         for output in outputs:
             bound = inspect.signature(output.network.forward).bind(*output.args, **output.options)
             state = next(iter(bound.arguments))
             rows = torch.cat([shown] * (len(output.raw) // len(x)))
             bound.arguments[state] = rows.to(bound.arguments[state].dtype)
-            output.network(*bound.args, **bound.kwargs)
-        heard, self._outputs = self._outputs, []
-        raws = [_full(output.raw[:, : x.shape[1]]) for output in heard]
+            raw = _raw(output.network(*bound.args, **bound.kwargs))[:, : x.shape[1]]
+            raws.append(raw.float() if raw.dtype in HALVES else raw)
+        # What the hook has heard of these calls is no call of the pipeline.
+        self._outputs = []
         parts = raws if seen.way in ("one", "separate") else raws[0].chunk(2)
         return dict(zip(seen.order, parts, strict=True))
 
