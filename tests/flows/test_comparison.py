@@ -1,15 +1,20 @@
 """The comparison of mitigations end to end, on a perfect memorizer whose truth is known."""
 
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from mnemoscope.data.prompts import PromptList, read_prompts
 from mnemoscope.errors import InputError
 from mnemoscope.flows.comparison import (
     Comparing,
     TrialWorker,
+    _ordinary,
     chosen,
     compare_mitigations,
     summary,
@@ -142,6 +147,54 @@ def test_the_folder_holds_what_is_said(found, model):
     assert "`static_transition(strength=1.0)`" in text
     assert "no judge" in text
     assert (found.path / "mitigations-price.png").stat().st_size > 1000
+
+
+def test_pairs_are_the_same_sample_before_and_after(found):
+    with pq.ParquetFile(found.path / "pairs.parquet") as file:
+        rows = file.read().to_pylist()
+    assert rows == list(found.pairs)
+    # Six of the eight memorized prompts, under each of the three settings.
+    assert len({row["prompt_id"] for row in rows}) == 6
+    assert len(rows) == 6 * 3
+    study, trial = (open_run(found.path / name) for name in ("study", "trial"))
+    keys = {str(parse(row["intervention"])): key for key, row in trial.recipes.items()}
+    for row in rows:
+        for run, key, side in (
+            (study, None, "before"),
+            (trial, keys[row["setting"]], "after"),
+        ):
+            wanted = run.image(row["prompt_id"], row["seed"], recipe=key)
+            assert Image.open(io.BytesIO(row[side])).convert("RGB").tobytes() == wanted.tobytes()
+        outcome = value(found, row["setting"], "memorized", "copies").outcome
+        at = found.truth.prompt_id.index(row["prompt_id"])
+        assert row["copied"]
+        assert row["copies"] == bool(outcome.values["copies"][at, row["seed"]])
+        assert row["right"] is None
+
+
+def test_thresholds_are_of_half_of_the_controls_and_checked_on_the_others(found):
+    half = found.truth.half(0)
+    controls = ~found.truth.memorized
+    setting = controls & half if (controls & half).sum() >= 5 else controls
+    run = open_run(found.path / "study")
+    gram, keys = run.gram(law="path", recipe=next(iter(run.recipes)))
+    scores = (gram.square({"x0_c": 1.0, "x0_u": -1.0})[:, 0] / gram.d).sqrt().numpy()
+    whose = np.asarray(keys["prompt_id"])
+    mean = np.array([scores[whose == name].mean() for name in found.truth.prompt_id])
+    limit = np.quantile(mean[setting], 0.95)
+    assert found.thresholds["threshold"] == pytest.approx(limit)
+    resting = controls & ~setting
+    assert found.held_out == (resting.sum(), (mean[resting] > limit).sum())
+    assert f"{found.held_out[1]} of {found.held_out[0]} that did not set it do" in summary(found)
+
+
+def test_what_was_planted_and_is_no_copy_is_not_ordinary(found, prompts):
+    """Thresholds come from controls alone, as far as a list knows them."""
+    listed = read_prompts(prompts)
+    known = [replace(one, group="control") if at >= 10 else one for at, one in enumerate(listed)]
+    assert _ordinary(found.truth, PromptList.of(known)).tolist() == [False] * 10 + [True] * 6
+    few = [replace(one, group="control") if at >= 14 else one for at, one in enumerate(listed)]
+    assert _ordinary(found.truth, PromptList.of(few)).tolist() == [False] * 8 + [True] * 8
 
 
 def test_an_interrupted_comparison_goes_on(found, model, prompts, monkeypatch, tmp_path):

@@ -4,17 +4,22 @@ import hashlib
 import io
 import re
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from mnemoscope.cli import app
+from mnemoscope.data.images import thumbnail
 from mnemoscope.errors import RunError
 from mnemoscope.mitigations import all_mitigations
-from mnemoscope.reporting.fronts import FACTS, ROWS, fronts
-from mnemoscope.reporting.mitigations import page, read, sentences
+from mnemoscope.reporting.fronts import FACTS, PAIRS, ROWS, fronts
+from mnemoscope.reporting.mitigations import Held, page, pairs, read, sentences
 from mnemoscope.runs.records import sealed
 from mnemoscope.runs.tables import TABLES
+from tests.reporting.browser import Window
 
 HOSTILE = "guard(factor=<img src=x onerror=alert(1)>)"
 
@@ -54,16 +59,30 @@ def rows_of(names):
     return made
 
 
-def written(folder, rows, **more):
-    sink = io.BytesIO()
-    pq.write_table(TABLES["mitigations"].of_rows(rows), sink)
-    (folder / ROWS).write_bytes(sink.getvalue())
+def shade(grey):
+    return thumbnail(torch.full((3, 16, 16), grey))
+
+
+def pair(setting, prompt, *, copies=False, right=None):
+    return {
+        "prompt_id": prompt, "prompt": prompt, "seed": 0, "setting": setting,
+        "before": shade(0.0), "after": shade(1.0), "copied": True, "copies": copies, "right": right,
+    }  # fmt: skip
+
+
+def written(folder, rows, pairs=(), **more):
+    digests = {}
+    for file, name, told in ((ROWS, "mitigations", rows), (PAIRS, "pairs", list(pairs))):
+        sink = io.BytesIO()
+        pq.write_table(TABLES[name].of_rows(told), sink)
+        (folder / file).write_bytes(sink.getvalue())
+        digests[file] = hashlib.sha256(sink.getvalue()).hexdigest()
     facts = {
         "model": {"name": "oracle:memorizer", "digest": "0" * 64},
         "memorized": 12, "others": 12, "cut": 0.5, "measure": "l2", "seeds": 2, "steps": 20,
         "guidance": 7.5, "thresholds": {"threshold": 0.45}, "alignment": "",
         "origins": dict.fromkeys((r["setting"] for r in rows if "picture" in r["setting"]), "ours"),
-        "files": {ROWS: hashlib.sha256(sink.getvalue()).hexdigest()},
+        "files": digests,
     } | more  # fmt: skip
     (folder / FACTS).write_bytes(sealed(facts))
     return folder
@@ -72,7 +91,13 @@ def written(folder, rows, **more):
 @pytest.fixture
 def folder(tmp_path):
     names = [("", None), (HOSTILE, 2.0), ("picture_repulsion(strength=3)", 3.0)]
-    return written(tmp_path, rows_of(names))
+    pairs = [
+        pair("picture_repulsion(strength=3)", "noto swan", right=True),
+        pair("picture_repulsion(strength=3)", "<b>bold</b>", right=False),
+        pair("picture_repulsion(strength=3)", "a third"),
+        pair(HOSTILE, "noto swan", copies=True, right=True),
+    ]
+    return written(tmp_path, rows_of(names), pairs)
 
 
 def test_the_command_writes_the_page_of_a_comparison(folder):
@@ -109,11 +134,62 @@ def test_a_front_names_what_nothing_beats_and_no_more_than_has_room():
     assert all(f"guard:{s}" in panel.caption for s in range(1, 20))
 
 
-@pytest.mark.parametrize("damage", ["rows", "facts", "origins"])
+def test_pairs_are_told_by_setting(folder):
+    held = read(folder)
+    (setting, short, mine), (_, _, other) = pairs(held)
+    assert (setting, short) == ("picture_repulsion(strength=3)", "picture_repulsion:3")
+    assert [one.became for one in mine] == [
+        "right and new", "no copy, and not what is named", "no copy"
+    ]  # fmt: skip
+    assert [one.became for one in other] == ["still a copy"]
+    text = page(held)
+    assert "<b>bold" not in text
+    assert text.count('type="radio"') == 4 * 11
+    assert text.count('<details class="wipes" open>') == 1
+    # A folder from before there were pairs has none, and says nothing of them.
+    assert "Before and after" not in page(Held(held.rows, held.facts))
+
+
+def seen(web, place):
+    """Return which share of a wiped picture's width is white, the sample with the mitigation."""
+    shot = web.page.locator(".wipe").nth(place).screenshot()
+    row = np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float)[10]
+    return float((row > 200).mean())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_picture_is_wiped_by_key_click_and_pointer(chromium, tmp_path, folder, width):
+    (folder / "index.html").write_text(page(read(folder)))
+    web = Window(chromium, tmp_path)
+    try:
+        web.size(width, 900)
+        web.open(folder / "index.html")
+        assert seen(web, 0) == pytest.approx(0.5, abs=0.03)
+        stops = web.page.locator(".wipe").nth(0).locator("input")
+        stops.nth(5).focus()
+        for _ in range(2):
+            web.page.keyboard.press("ArrowRight")
+        assert seen(web, 0) == pytest.approx(0.3, abs=0.03)
+        # Its neighbour has not moved.
+        assert seen(web, 1) == pytest.approx(0.5, abs=0.03)
+        box = web.page.locator(".wipe").nth(1).bounding_box()
+        web.page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + 20)
+        web.page.mouse.move(2, 2)
+        assert seen(web, 1) == pytest.approx(1.0, abs=0.03)
+        assert stops.count() == 11
+        assert web.complaints == []
+        assert web.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        web.close()
+
+
+@pytest.mark.parametrize("damage", ["rows", "facts", "origins", "pairs"])
 def test_a_damaged_comparison_is_refused(folder, damage):
     match damage:
         case "rows":
             (folder / ROWS).write_bytes((folder / ROWS).read_bytes()[:-1] + b"x")
+        case "pairs":
+            (folder / PAIRS).write_bytes(b"")
         case "facts":
             (folder / FACTS).write_text("{}")
         case _:

@@ -1,12 +1,13 @@
 """A comparison of mitigations says what each buys, and at what price, on a model that memorized.
 
 Flow: sample every prompt without mitigation and judge the samples (a study, or one that exists),
-set thresholds on half of the prompts that are not memorized, sample every prompt under every
-mitigation at several strengths, compare. What is interrupted goes on. The folder then holds::
+set thresholds on half of the controls, sample every prompt under every mitigation at several
+strengths, compare. What is interrupted goes on. The folder then holds::
 
     study/                 the run folder of plain guidance, unless one was given
     trial/                 the run folder of all mitigations
     mitigations.parquet    table `mitigations`
+    pairs.parquet          table `pairs`: samples before and after, for the page
     mitigations.md         the comparison to read
     mitigations-*.png      the comparison to look at, beside a PDF
     band.json              what guidance adds to ordinary prompts, level by level
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mnemoscope import __version__
 from mnemoscope.core.stats import Estimate
@@ -42,7 +43,7 @@ from mnemoscope.evidence.pieces.whole_path import WholePath
 from mnemoscope.flows.alignment import judges_of
 from mnemoscope.flows.memory import peak_bytes
 from mnemoscope.flows.options import brought, loaded, recipe_of, values_of
-from mnemoscope.flows.outcomes import Reading, mechanism_of
+from mnemoscope.flows.outcomes import Reading, mechanism_of, rows_of
 from mnemoscope.flows.rows import Sat, sample_rows, similarity_rows
 from mnemoscope.flows.study import (
     Notify,
@@ -61,7 +62,7 @@ from mnemoscope.options import option
 from mnemoscope.ranking.markdown import shown, table
 from mnemoscope.ranking.outcomes import Comparison, Outcome, compare
 from mnemoscope.reporting.figures import save
-from mnemoscope.reporting.fronts import FACTS, ROWS, fronts
+from mnemoscope.reporting.fronts import FACTS, PAIRS, ROWS, fronts
 from mnemoscope.reporting.mitigations import SHOWN
 from mnemoscope.runs.execute import Rows, Unit
 from mnemoscope.runs.executors import Execution
@@ -79,7 +80,13 @@ from mnemoscope.similarity import Similarity
 PASS = 0.95
 """Share of ordinary prompts that a threshold lets pass."""
 
+FEWEST = 5
+"""Fewest prompts that set a threshold by themselves."""
+
 MEMORIZED, OTHERS = "memorized", "others"
+
+SHOWN_PROMPTS, SHOWN_SETTINGS = 6, 8
+"""Most memorized prompts, and most settings, of which samples are shown before and after."""
 
 BAND = "band.json"
 """File of what guidance adds to ordinary prompts, level by level."""
@@ -214,15 +221,21 @@ class Compared:
     Attributes:
         rows: Every metric of every mitigation, plain guidance first.
         truth: Which prompts are memorized.
-        thresholds: What was set on half of the ordinary prompts, by setting.
+        thresholds: What was set on half of the controls, by setting.
+        others: How many prompts are ordinary.
+        held_out: Controls that did not set them, and how many of these are suspicious.
         accuracy: How far to trust what is said of alignment; empty where nothing is.
+        pairs: Rows of table `pairs`.
         path: The folder.
     """
 
     rows: tuple[Comparison, ...]
     truth: Truth
     thresholds: Mapping[str, float]
+    others: int
+    held_out: tuple[int, int]
     accuracy: str
+    pairs: list[dict[str, Any]]
     path: Path
 
 
@@ -275,6 +288,7 @@ def compare_mitigations(
     read = Reading(truth, texts, asked.seeds, judges, truth.measure).outcomes(
         ground.run, ground.recipe, done
     )
+    pairs = _pairs(ground, done, read, texts)
     first = next(iter(held))
     base, *others = [
         _remembering(one, known, recipe_of(asked, known, intervention=setting), first)
@@ -284,11 +298,14 @@ def compare_mitigations(
     others += [one.behind(base, flagged) for one in others]
     populations = {
         MEMORIZED: truth.judged & truth.memorized,
-        OTHERS: truth.judged & ~truth.memorized,
+        OTHERS: ground.ordinary,
     }
     rows = compare(others, base, populations, seed=asked.seed)
     accuracy = "; ".join(one.accuracy for one in judges)
-    found = Compared(tuple(rows), truth, ground.thresholds, accuracy, Path(asked.out))
+    found = Compared(
+        tuple(rows), truth, ground.thresholds, int(ground.ordinary.sum()), ground.held_out,
+        accuracy, pairs, Path(asked.out),
+    )  # fmt: skip
     _write(found, known, asked)
     return found
 
@@ -303,9 +320,11 @@ class Ground:
         truth: Which prompts are memorized.
         prompts: The prompts.
         similarity: Measures, the primary one first.
+        ordinary: Which are ordinary: controls where there are some, else all not memorized.
         scores: First-call score of each prompt.
-        thresholds: What was set on half of the ordinary prompts, by setting.
-        band: File of what guidance adds to them.
+        thresholds: What was set on half of the controls, by setting.
+        held_out: Controls that did not set them, and how many of these are suspicious.
+        band: File of what guidance adds to those that set them.
     """
 
     run: Run
@@ -313,8 +332,10 @@ class Ground:
     truth: Truth
     prompts: PromptList
     similarity: tuple[str, ...]
+    ordinary: Bool[np.ndarray, " prompt"]
     scores: Float[np.ndarray, " prompt"]
     thresholds: Mapping[str, float]
+    held_out: tuple[int, int]
     band: Path
 
     @property
@@ -328,6 +349,54 @@ class Ground:
         here = self.truth.judged & self.truth.memorized
         each = zip(self.truth.prompt_id, self.scores.tolist(), here, strict=True)
         return {name: score for name, score, memorized in each if memorized}
+
+
+def _pairs(
+    ground: Ground, trial: Run, read: Sequence[Outcome], texts: Mapping[str, Prompt]
+) -> list[dict[str, Any]]:
+    """Return rows of table `pairs`: a copy of some memorized prompts, and what became of it.
+
+    Settings are those that leave most right and new, or the fewest copies where nobody can tell.
+    """
+    plain, *others = read
+    held = np.flatnonzero(ground.truth.judged & ground.truth.memorized)
+    chosen = held[np.linspace(0, len(held) - 1, min(SHOWN_PROMPTS, len(held))).round().astype(int)]
+
+    def worth(at: int) -> float:
+        right, copies = (others[at].values[name][held] for name in ("right_new", "copies"))
+        return float(np.nanmean(right) if np.isfinite(right).any() else 1 - np.nanmean(copies))
+
+    best = sorted(range(len(others)), key=worth, reverse=True)[:SHOWN_SETTINGS]
+    keys = list(trial.recipes)
+    seeds = {
+        ground.truth.prompt_id[place]: int(np.nanargmax(plain.values["copies"][place]))
+        for place in chosen.tolist()
+    }
+    before = _images(ground.run, ground.recipe, seeds)
+    after = {at: _images(trial, keys[at], seeds) for at in best}
+    rows: list[dict[str, Any]] = []
+    for place in chosen.tolist():
+        name = ground.truth.prompt_id[place]
+        seed = seeds[name]
+        for at in (at for at in best if name in before and name in after[at]):
+            told = {m: others[at].values[m][place, seed] for m in ("copies", "right")}
+            rows.append({
+                "prompt_id": name, "prompt": texts[name].text, "seed": seed,
+                "setting": others[at].setting, "before": before[name], "after": after[at][name],
+                "copied": bool(plain.values["copies"][place, seed] > 0),
+                "copies": bool(told["copies"] > 0),
+                "right": bool(told["right"]) if isfinite(told["right"]) else None,
+            })  # fmt: skip
+    return rows
+
+
+def _images(run: Run, recipe: str, seeds: Mapping[str, int]) -> dict[str, bytes]:
+    """Return the picture of one sample of each prompt, those that have one."""
+    return {
+        row["prompt_id"]: row["image"]
+        for row in rows_of(run, "samples", recipe, "prompt_id", "seed", "status", "image")
+        if seeds.get(row["prompt_id"]) == row["seed"] and row["status"] == "ok"
+    }
 
 
 def ground_of(
@@ -371,10 +440,30 @@ def ground_of(
     )
     # Said before the sampling, which is what takes long.
     require_both(truth)
-    scores, thresholds, levels = _thresholds(run, recipe, asked.seed, truth)
+    ordinary = _ordinary(truth, held)
+    half = ordinary & truth.half(asked.seed)
+    # With few prompts one half may be empty.
+    setting = half if half.sum() >= FEWEST else ordinary
+    resting = ordinary & ~setting
+    scores, thresholds, levels = _thresholds(run, recipe, truth, setting)
+    over = int((scores[resting] > thresholds["threshold"]).sum())
     band = Path(asked.out) / BAND
     write_atomically(band, json.dumps({"band": levels}).encode())
-    return Ground(run, recipe, truth, held, similarity, scores, thresholds, band)
+    held_out = int(resting.sum()), over
+    return Ground(
+        run, recipe, truth, held, similarity, ordinary, scores, thresholds, held_out, band
+    )
+
+
+def _ordinary(truth: Truth, prompts: PromptList) -> Bool[np.ndarray, " prompt"]:
+    """Return which prompts are ordinary.
+
+    One that was planted and is just short of memorized is not: it would lift the threshold above
+    what it is to catch. So these are the controls, where the list has enough.
+    """
+    others = truth.judged & ~truth.memorized
+    controls = others & np.array([prompt.group == "control" for prompt in prompts])
+    return controls if controls.sum() >= FEWEST else others
 
 
 def _remembering(one: Outcome, model: Model, recipe: Recipe, prompt: Prompt) -> Outcome:
@@ -469,9 +558,9 @@ def _paired(run: Run, asked: Grounded, model: Model, prompts: PromptList) -> str
 
 
 def _thresholds(
-    run: Run, recipe: str, seed: int, truth: Truth
+    run: Run, recipe: str, truth: Truth, setting: Bool[np.ndarray, " prompt"]
 ) -> tuple[Float[np.ndarray, " prompt"], dict[str, float], list[tuple[float, float]]]:
-    """Return the first-call score of each prompt, and what half of the ordinary ones set.
+    """Return the first-call score of each prompt, and what some of the ordinary ones set.
 
     Returns:
         Mean score of each prompt; `threshold`, the largest score of an ordinary prompt, and
@@ -487,10 +576,6 @@ def _thresholds(
     for at, name in enumerate(truth.prompt_id):
         if (whose == name).any():
             means[at] = scores[whose == name].mean(axis=0)
-    ordinary = truth.judged & ~truth.memorized
-    half = ordinary & truth.half(seed)
-    # With few prompts one half may be empty.
-    setting = half if half.sum() >= 5 else ordinary
     named = {name for name, here in zip(truth.prompt_id, setting, strict=True) if here}
     widths = np.nanquantile(means[setting], PASS, axis=0)
     band: dict[float, float] = {}
@@ -544,13 +629,13 @@ def graded(writer: Writer, manifest: Manifest, loaded: Mapping[str, Similarity])
 def summary(found: Compared) -> str:
     """Return the comparison with what it rests on, as Markdown."""
     truth = found.truth
-    yes, no = truth.count(truth.judged)
+    yes, _ = truth.count(truth.judged)
     head = [
         f"{yes} memorized prompts (at least {truth.cut:.0%} of their samples are copies by "
-        f"{truth.measure} at guidance {truth.guidance:g}), {no} others. Intervals: 95 %, "
+        f"{truth.measure} at guidance {truth.guidance:g}), {found.others} others. Intervals: 95 %, "
         "percentile bootstrap over prompts and seeds. Suspicious: a first-call score above "
         f"{found.thresholds['threshold']:.3g}, which {PASS:.0%} of the ordinary prompts that set "
-        "it do not exceed.",
+        f"it do not exceed, and {found.held_out[1]} of {found.held_out[0]} that did not set it do.",
         "",
         f"Alignment: {found.accuracy}." if found.accuracy else "Alignment: no judge, withheld.",
         "",
@@ -590,7 +675,7 @@ def _tables(found: Compared, gated: bool) -> list[str]:
 
 def _write(found: Compared, model: Model, asked: Comparing) -> None:
     """Write table, text, figures and facts."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "setting": row.outcome.setting,
             "method": row.outcome.method,
@@ -611,15 +696,18 @@ def _write(found: Compared, model: Model, asked: Comparing) -> None:
         for row in found.rows
         if row.outcome.setting
     }
-    sink = io.BytesIO()
-    pq.write_table(TABLES["mitigations"].of_rows(rows), sink, compression="zstd")
     found.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(found.path / ROWS, sink.getvalue())
+    digests: dict[str, str] = {}
+    for file, name, told in ((ROWS, "mitigations", rows), (PAIRS, "pairs", found.pairs)):
+        sink = io.BytesIO()
+        pq.write_table(TABLES[name].of_rows(told), sink, compression="zstd")
+        write_atomically(found.path / file, sink.getvalue())
+        digests[file] = hashlib.sha256(sink.getvalue()).hexdigest()
     write_atomically(found.path / "mitigations.md", summary(found).encode())
     panels = {f"mitigations-{name}": [panel] for name, panel in fronts(rows, origins).items()}
     if panels:
         save(panels, found.path / "mitigations.pdf")
-    yes, no = found.truth.count(found.truth.judged)
+    yes, _ = found.truth.count(found.truth.judged)
     facts = {
         "mnemoscope": __version__,
         "model": {"name": model.name, "digest": model.digest},
@@ -630,12 +718,13 @@ def _write(found: Compared, model: Model, asked: Comparing) -> None:
         "measure": found.truth.measure,
         "cut": found.truth.cut,
         "memorized": yes,
-        "others": no,
-        "left_out": int((~found.truth.judged).sum()),
+        "others": found.others,
+        "left_out": len(found.truth.prompt_id) - yes - found.others,
         "thresholds": found.thresholds,
+        "held_out": list(found.held_out),
         "alignment": found.accuracy,
         "origins": origins,
-        "files": {ROWS: hashlib.sha256(sink.getvalue()).hexdigest()},
+        "files": digests,
     }
     write_atomically(found.path / FACTS, sealed(facts))
 

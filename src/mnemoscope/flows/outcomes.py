@@ -3,7 +3,7 @@
 What a copy is, severity has said of every sample (`severity.truth`); what a picture looks like is
 told here, of the pictures in the tables, of which those of one prompt are held at a time.
 
-Contents: `Reading`.
+Contents: `Reading`; `rows_of`, the rows of a recipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,12 +99,12 @@ class Reading:
         """Return what the tables tell of every sample; all else is NaN as yet."""
         values = {name: np.full((len(self.texts), self.seeds), nan) for name in AVERAGED}
         place = {name: at for at, name in enumerate(self.truth.prompt_id)}
-        for row in _rows(run, "similarities", recipe):
+        for row in rows_of(run, "similarities", recipe):
             at = place[row["prompt_id"]], row["seed"]
             if (row["measure"], row["relation"]) == (self.measure, "own") and row["value"]:
                 values["severity"][at] = np.fmax(values["severity"][at], row["value"])
-        held = {row["prompt_id"]: [] for row in _rows(run, "samples", recipe, "prompt_id")}
-        for row in _rows(run, "samples", recipe, "prompt_id", "seed", "status"):
+        held = {row["prompt_id"]: [] for row in rows_of(run, "samples", recipe, "prompt_id")}
+        for row in rows_of(run, "samples", recipe, "prompt_id", "seed", "status"):
             held[row["prompt_id"]] += [row["seed"]] if row["status"] == "ok" else []
         graded = run.table("severity").to_pylist()
         for name, found in judge(
@@ -118,7 +118,7 @@ class Reading:
     def _mechanism(self, run: Run, recipe: str, place: Mapping[str, int]) -> dict[str, Values]:
         found = {name: np.full((len(place), self.seeds), nan) for name in EFFECTS}
         if run.units("effects"):
-            rows = _rows(run, "effects", recipe)
+            rows = rows_of(run, "effects", recipe)
         else:
             gram, keys = run.gram(law="path", recipe=recipe)
             numbers = mechanism_of(gram)
@@ -189,7 +189,7 @@ def _units(run: Run, table: str, recipe: str) -> list[str]:
     return [unit for unit in run.units(table) if unit.endswith(f"-{recipe}")]
 
 
-def _rows(run: Run, table: str, recipe: str, *columns: str) -> Iterator[dict[str, Any]]:
+def rows_of(run: Run, table: str, recipe: str, *columns: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that are of a recipe; a run may hold a hundred of them."""
     for unit in _units(run, table, recipe):
         yield from run.part(table, unit, columns or None).to_pylist()
@@ -197,7 +197,7 @@ def _rows(run: Run, table: str, recipe: str, *columns: str) -> Iterator[dict[str
 
 def _by_prompt(run: Run, recipe: str) -> Iterator[tuple[str, dict[int, dict[str, Any]]]]:
     """Yield the samples of each prompt that are ok, by seed."""
-    rows = _rows(run, "samples", recipe)
+    rows = rows_of(run, "samples", recipe)
     for name, some in groupby(rows, key=lambda row: row["prompt_id"]):
         yield name, {row["seed"]: row for row in some if row["status"] == "ok"}
 

@@ -4,7 +4,7 @@ A dot lies on the front where no other is at least as good on both axes and bett
 named, beside their dots or beneath the figure. A change "in seeds" is in units of the distance
 between two seeds.
 
-Contents: `fronts`; `ROWS` and `FACTS`, the files of a comparison.
+Contents: `fronts`; `ROWS`, `PAIRS` and `FACTS`, the files of a comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from mnemoscope.core.panels import Points, Role, ScatterPanel
 from mnemoscope.ranking.outcomes import front
 
-ROWS, FACTS = "mitigations.parquet", "bench.json"
+ROWS, PAIRS, FACTS = "mitigations.parquet", "pairs.parquet", "bench.json"
 
 ORIGINS: dict[str, Role] = {"ours": "memorized", "published": "not memorized", "none": "control"}
 """Looks of who a mitigation is from."""

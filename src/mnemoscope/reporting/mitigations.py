@@ -1,6 +1,7 @@
 """The page of a comparison of mitigations: what each buys and at what price, in figures and tables.
 
-The folder is what `mnemoscope bench mitigations` writes. The page fetches nothing and runs nothing.
+The folder is what `mnemoscope bench mitigations` writes. The page fetches nothing and runs nothing:
+a picture is wiped between before and after by radio buttons that lie over it, one a stop.
 
 Contents: `is_comparison`, `read`, `page`, `write`.
 """
@@ -16,8 +17,8 @@ from markupsafe import Markup
 
 from mnemoscope.errors import RunError
 from mnemoscope.reporting.figures import svg
-from mnemoscope.reporting.fronts import FACTS, ROWS, Row, called, fronts
-from mnemoscope.reporting.page import PARTS, digest, environment
+from mnemoscope.reporting.fronts import FACTS, PAIRS, ROWS, Row, called, fronts
+from mnemoscope.reporting.page import PARTS, digest, environment, webp
 from mnemoscope.reporting.text import interval, percent
 from mnemoscope.runs.parts import MAX_PART, decode
 from mnemoscope.runs.records import read_bytes, unsealed, write_atomically
@@ -55,6 +56,10 @@ SHOWN: Mapping[str, tuple[tuple[str, str], ...]] = {
 """What the tables show of each population, with its heading; what nobody has is left out."""
 
 
+STOPS = tuple(range(0, 101, 10))
+"""Where a picture can be wiped to: percent of its width that show the sample without mitigation."""
+
+
 @dataclass(frozen=True)
 class Held:
     """A comparison as its folder holds it.
@@ -62,10 +67,12 @@ class Held:
     Attributes:
         rows: Rows of table `mitigations`.
         facts: What `bench.json` says.
+        pairs: Rows of table `pairs`.
     """
 
     rows: tuple[Row, ...]
     facts: Mapping[str, Any]
+    pairs: tuple[Row, ...] = ()
 
 
 def is_comparison(folder: Path) -> bool:
@@ -86,10 +93,11 @@ def read(folder: Path) -> Held:
     """
     try:
         facts, _ = unsealed(read_bytes(folder / FACTS))
-        data = read_bytes(folder / ROWS, MAX_PART)
-        if hashlib.sha256(data).hexdigest() != facts["files"][ROWS]:
-            raise ValueError(f"{ROWS} differs from what was written")
-        rows = decode(data).cast(TABLES["mitigations"].schema).to_pylist()
+        held = {
+            file: _checked(folder, file, name, facts["files"][file])
+            for file, name in ((ROWS, "mitigations"), (PAIRS, "pairs"))
+            if file in facts["files"] or file == ROWS
+        }
         for name in ("model", "origins", "thresholds"):
             facts[name].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -97,7 +105,14 @@ def read(folder: Path) -> Held:
             f"the comparison in {str(folder)!r} is damaged: {error}; make it again with "
             "`mnemoscope bench mitigations`"
         ) from error
-    return Held(tuple(rows), facts)
+    return Held(held[ROWS], facts, held.get(PAIRS, ()))
+
+
+def _checked(folder: Path, file: str, name: str, wanted: str) -> tuple[Row, ...]:
+    data = read_bytes(folder / file, MAX_PART)
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise ValueError(f"{file} differs from what was written")
+    return tuple(decode(data).cast(TABLES[name].schema).to_pylist())
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,46 @@ def _cell(row: Row | None) -> tuple[str, str]:
     return told, "" if low == high else interval(low, high, digits)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A sample before and after.
+
+    Attributes:
+        prompt: The prompt.
+        before: Sample without mitigation, as an address of data.
+        after: The one of the same seed with it.
+        was: What the first is.
+        became: What the second is.
+    """
+
+    prompt: str
+    before: str
+    after: str
+    was: str
+    became: str
+
+
+def pairs(held: Held) -> list[tuple[str, str, list[Pair]]]:
+    """Return samples before and after, by setting: its name, its short name, and its pairs.
+
+    Source: ours.
+    """
+    short = {row["setting"]: called(row) for row in held.rows}
+    found: dict[str, list[Pair]] = {}
+    for row in held.pairs:
+        new = {None: "no copy", True: "right and new", False: "no copy, and not what is named"}
+        found.setdefault(row["setting"], []).append(
+            Pair(
+                row["prompt"],
+                webp(row["before"]),
+                webp(row["after"]),
+                "a copy" if row["copied"] else "no copy",
+                "still a copy" if row["copies"] else new[row["right"]],
+            )
+        )
+    return [(setting, short.get(setting, setting), some) for setting, some in found.items()]
+
+
 def page(held: Held) -> str:
     """Return the page.
 
@@ -183,6 +238,8 @@ def page(held: Held) -> str:
             facts=held.facts,
             answer=sentences(held),
             parts=parts,
+            pairs=pairs(held),
+            stops=STOPS,
             style=style,
             style_digest=digest(style),
         )

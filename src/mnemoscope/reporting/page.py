@@ -239,7 +239,7 @@ def _embedded(details: Details) -> Delivery:
             left_out += 1
             continue
         room -= len(image)
-        cards[f"{place} {scale:g}"] = _webp(image)
+        cards[f"{place} {scale:g}"] = webp(image)
     kept, omitted = details.within(room)
     every = [details.of_prompt(place, kept) for place in range(len(details.shown.order))]
     examples = [(place, every[place]) for place in _chosen(details.shown)]
@@ -272,7 +272,8 @@ def _beside(details: Details, folder: Path) -> Delivery:
     return Delivery(True, details.redact, details.digests(), cards, [], examples, 0)
 
 
-def _webp(image: bytes) -> str:
+def webp(image: bytes) -> str:
+    """Return a stored picture as an address of data."""
     return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"
 
 

@@ -790,6 +790,27 @@ _ALL = (
         ),
     ),
     Table(
+        "pairs",
+        "one sample beside the one of the same seed under a mitigation, written by "
+        "`mnemoscope bench mitigations`",
+        (
+            Column("prompt_id", pa.string(), "name of the prompt, memorized"),
+            Column("prompt", pa.string(), "the prompt itself"),
+            Column("seed", pa.int32(), "index of the sample among its prompt's, from 0", "1"),
+            Column("setting", pa.string(), "the mitigation with its settings"),
+            Column("before", pa.binary(), "WebP of the sample without mitigation"),
+            Column("after", pa.binary(), "WebP of the sample with it"),
+            Column("copied", pa.bool_(), "whether the first copies a training image"),
+            Column("copies", pa.bool_(), "whether the second does"),
+            Column(
+                "right",
+                pa.bool_(),
+                "whether the second shows what the prompt names; null where nobody can tell",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
         "adversary",
         "what one search brings back under one mitigation, written by `mnemoscope bench adversary`",
         (
