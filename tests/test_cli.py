@@ -23,6 +23,7 @@ from mnemoscope.flows.check import Checking
 from mnemoscope.flows.comparison import Comparing
 from mnemoscope.flows.detect import Detection, DetectionWorker
 from mnemoscope.flows.explain import Explaining
+from mnemoscope.flows.forget import Forgetting
 from mnemoscope.flows.lora import Filtering
 from mnemoscope.flows.study import Study
 from mnemoscope.models import load_model
@@ -217,6 +218,7 @@ COMMANDS = {
     "explain": Explaining,
     "audit": Audit,
     "check": Checking,
+    "forget": Forgetting,
     "bench detectors": Benchmark,
     "bench mitigations": Comparing,
     "bench adversary": Attacking,
