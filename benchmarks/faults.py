@@ -1,4 +1,4 @@
-"""Faults: what goes wrong while a study or a detection runs, how often it was tried, and survived.
+"""Faults: what goes wrong in a study, a detection or an audit; how often tried, and survived.
 
 A fault is survived if nothing wrong enters a result: what was finished is kept, the same command
 goes on to the tables of a run that was never disturbed, and what cannot be used is refused with a
@@ -32,12 +32,15 @@ from mnemoscope import Study, detect, load_model, open_run, report, run
 from mnemoscope.data.images import load_image
 from mnemoscope.data.prompts import read_prompts
 from mnemoscope.errors import MnemoscopeError
+from mnemoscope.flows.audit import Audit, audit
 from mnemoscope.runs import records
-from mnemoscope.runs.verify import verify
+from mnemoscope.runs.verify import runs_in, verify
 
 PROMPTS = ("target 0", "target 1", "never seen", "target 2")
 STUDY = ("samples", "gram", "convergence", "similarities", "severity", "scores", "prompts")
 DETECTION = ("scores", "prompts")
+AUDIT = ("items", "suspects", "funnel", "audited", "statistics")
+CONFIRMATION = ("samples", "similarities", "severity", "references", "prompts")
 NAMES = ("gap_norm", "consensus_energy")
 
 
@@ -66,31 +69,53 @@ class Flow:
 
     Attributes:
         name: What it is called.
-        tables: The tables that are compared.
+        tables: The tables that are compared, by the folder of a stage within; "" is the run itself.
         work: Does it, into a folder.
     """
 
     name: str
-    tables: tuple[str, ...]
+    tables: Mapping[str, tuple[str, ...]]
     work: Callable[[Path], object]
 
     def content(self, at: Path) -> dict[str, Any]:
         """Return what a run says, times aside."""
-        held = open_run(at)
         told: dict[str, Any] = {}
-        for name in self.tables:
-            rows = held.table(name)
-            kept = [column for column in rows.column_names if column != "seconds"]
-            # A text knows that NaN equals NaN.
-            told[name] = repr(rows.select(kept).to_pylist())
-        for name, values in sorted(held.constants.items()):
-            told[name] = values.numpy().tobytes()
-        told["status"] = held.manifest.status
+        for stage, tables in self.tables.items():
+            held = open_run(at / stage)
+            for name in tables:
+                rows = held.table(name)
+                kept = [column for column in rows.column_names if column != "seconds"]
+                # A text knows that NaN equals NaN.
+                told[f"{stage}/{name}"] = repr(rows.select(kept).to_pylist())
+            for name, values in sorted(held.constants.items()):
+                told[f"{stage}/{name}"] = values.numpy().tobytes()
+            told[f"{stage}/status"] = held.manifest.status
         return told
 
 
-def flows(at: Path) -> tuple[Flow, Flow]:
-    """Return a study and a detection of a few units each."""
+def whole_as_told(at: Path) -> bool:
+    """Tell whether every file of a run and of its stages is what was written."""
+    return all(verify(folder).ok for folder in runs_in(at))
+
+
+def captioned(folder: Path, known: int = 4, others: int = 8) -> Path:
+    """Make a data set of which `oracle:memorizer` gives the first few pictures back."""
+    folder.mkdir(exist_ok=True)
+    model: Any = load_model("oracle:memorizer")
+    targets = (model.denoiser.means[:known].permute(0, 2, 3, 1) + 1) * 127.5
+    rest = np.random.default_rng(0).integers(0, 256, (others, *targets.shape[1:]), dtype=np.uint8)
+    pictures = [*targets.round().byte().numpy(), *rest]
+    lines: list[str] = []
+    for at, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{at:03d}.png")
+        text = f"target {at}" if at < known else f"thing {at}"
+        lines.append(json.dumps({"file_name": f"{at:03d}.png", "text": text}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    return folder
+
+
+def flows(at: Path) -> tuple[Flow, Flow, Flow]:
+    """Return a study, a detection and an audit of a few units each."""
     listed = at / "prompts.txt"
     listed.write_text("\n".join(PROMPTS) + "\n")
 
@@ -108,7 +133,21 @@ def flows(at: Path) -> tuple[Flow, Flow]:
             out=out,
         )  # fmt: skip
 
-    return Flow("study", STUDY, study), Flow("detect", DETECTION, detection)
+    pictured = captioned(at / "set")
+
+    def audited(out: Path) -> object:
+        return audit(
+            Audit(
+                model="oracle:memorizer", dataset=pictured, seeds=2, screening_seeds=2, steps=2,
+                guidance=1.0, batch=16, similarity=("l2",), device="cpu", out=out,
+            )
+        )  # fmt: skip
+
+    return (
+        Flow("study", {"": STUDY}, study),
+        Flow("detect", {"": DETECTION}, detection),
+        Flow("audit", {"": AUDIT, "screen": DETECTION, "confirm": CONFIRMATION}, audited),
+    )
 
 
 def spread(total: int, most: int) -> list[int]:
@@ -234,7 +273,7 @@ def damage(at: Path, most: int) -> Tally:
         for kind in kinds:
             for number in range(most):
                 # What could not be repaired may be gone.
-                if not (files := sorted(whole.glob(kind))):
+                if not (files := sorted(whole.rglob(kind))):
                     break
                 file = chance.choice(files)
                 data = bytearray(file.read_bytes())
@@ -251,7 +290,7 @@ def damage(at: Path, most: int) -> Tally:
                 if number % 5 == 0 and held:
                     try:
                         flow.work(whole)
-                        held = flow.content(whole) == expected and verify(whole).ok
+                        held = flow.content(whole) == expected and whole_as_told(whole)
                     except MnemoscopeError:
                         held = False
                     how = "not repaired on resume"
@@ -404,7 +443,7 @@ def errors(at: Path, most: int) -> Tally:
 def struck(at: Path, faults: list[tuple[str, str, Callable[[Any], Any]]], status: str) -> Tally:
     """Run a study and a detection in which a part of the model strikes at one prompt."""
     tally = Tally()
-    listed, (study, _) = at / "prompts.txt", flows(at)
+    listed, (study, *_) = at / "prompts.txt", flows(at)
     study.work(at / "whole")
     plain = record(open_run(at / "whole"))
     asked: dict[str, Any] = {"detectors": NAMES, "seeds": 2, "steps": 3, "batch": 4}
@@ -480,7 +519,7 @@ def lists(at: Path, most: int) -> Tally:
 def batches(at: Path, most: int) -> Tally:
     """Change the batch, and take up a run that was begun with another."""
     tally = Tally()
-    study, _ = flows(at)
+    study, *_ = flows(at)
     study.work(at / "whole")
     plain = record(open_run(at / "whole"))
     for batch in range(1, most + 1):
@@ -551,7 +590,7 @@ def strangers(at: Path, most: int) -> Tally:
 def pages(at: Path, most: int) -> Tally:
     """Build a page twice."""
     tally = Tally()
-    study, _ = flows(at)
+    study, *_ = flows(at)
     study.work(at / "whole")
     first = report(open_run(at / "whole"), at / "0").read_bytes()
     for number in range(1, most + 1):

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -210,6 +210,11 @@ def _study(study: Any, *, claims: bool) -> None:
     samples = finished.manifest.samples
     _say(f"{sum(samples.values())} samples in {finished.path}")
     _next("report", finished.path)
+    _marked(samples)
+
+
+def _marked(samples: Mapping[str, int]) -> None:
+    """Say which samples are in no number, and exit so where there are any."""
     bad = {status: count for status, count in samples.items() if status != "ok"}
     if bad:
         told = ", ".join(f"{count} {status}" for status, count in bad.items())
@@ -374,6 +379,7 @@ def _detect(asked: Any) -> None:
     else:
         _scores(scores)
     _hints(asked, scores)
+    _marked(scores.marked)
 
 
 def _scores(scores: Any) -> None:
@@ -475,6 +481,7 @@ def _audit(asked: Any, *, json: bool) -> None:
         _say(f"--fail-above {asked.fail_above}: {'exceeded' if fails else 'held'}, {ends}")
         if fails:
             raise typer.Exit(4)
+    _marked(found.marked)
 
 
 def _returned(found: Any) -> None:
@@ -667,13 +674,17 @@ def verify(
 ) -> None:
     """Compare every file of a run with its digest, and say what is whole."""
     from mnemoscope.runs.folder import repair as rebuild
+    from mnemoscope.runs.verify import runs_in
     from mnemoscope.runs.verify import verify as examine
 
+    folders = runs_in(run)
     if repair:
-        rebuild(run)
-    found = examine(run)
-    typer.echo(str(found))
-    if not found.ok:
+        for folder in folders:
+            rebuild(folder)
+    found = [examine(folder) for folder in folders]
+    for one in found:
+        typer.echo(str(one))
+    if not all(one.ok for one in found):
         raise typer.Exit(3)
 
 

@@ -1,17 +1,23 @@
 """Where the work is done makes no difference to what is found; what cannot be sent is refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from benchmarks.faults import captioned
 from mnemoscope.errors import InputError, ModelError
+from mnemoscope.flows.audit import Audit, audit
 from mnemoscope.flows.detect import Detection, detect
 from mnemoscope.flows.options import Named
 from mnemoscope.flows.study import Study, run
 from mnemoscope.models import load_model
 from mnemoscope.models.oracle import gaussian
+from mnemoscope.reporting.audit import found_of
+from mnemoscope.runs import processes
 from mnemoscope.runs.folder import open_run
+from mnemoscope.runs.verify import verify
 
 PROMPTS = ["target 0", "target 1", "never seen", "target 2", "target 3"]
 TABLES = ("samples", "gram", "convergence", "similarities", "severity", "scores", "prompts")
@@ -83,9 +89,42 @@ def test_other_weights_under_the_same_name_are_refused():
         replace(named, digest="0" * 64).load()
 
 
-@pytest.mark.parametrize("kind", [Study, Detection])
+@pytest.mark.parametrize("kind", [Study, Detection, partial(Audit, dataset="set")])
 def test_an_executor_that_is_none_is_refused_with_the_options(kind):
     with pytest.raises(InputError, match="Did you mean 'local'"):
         kind(executor="locals")
     with pytest.raises(InputError, match="share"):
         kind(executor="local", share=-1.0)
+
+
+def test_an_audit_by_workers_that_are_killed_is_the_same_audit(tmp_path, monkeypatch):
+    killed, hand_out = [], processes.hand_out
+
+    def struck(crew, count, writer, worker, units, done=None):
+        def told(unit):
+            # Once a stage: its worker has been given another unit, or is about to be.
+            if writer.path not in killed:
+                killed.append(writer.path)
+                crew.held[0][0].kill()
+            if done is not None:
+                done(unit)
+
+        hand_out(crew, count, writer, worker, units, told)
+
+    monkeypatch.setattr(processes, "hand_out", struck)
+    asked = Audit(
+        model="oracle:memorizer", dataset=captioned(tmp_path / "set", others=12), device="cpu",
+        out=tmp_path / "one", seeds=2, screening_seeds=2, steps=3, batch=8, similarity=("l2",),
+    )  # fmt: skip
+    one = audit(asked)
+    two = audit(replace(asked, out=tmp_path / "two", executor="local:1"))
+    assert [path.name for path in killed] == ["screen", "confirm"]
+    assert content(two, ("items", "funnel", "audited", "statistics")) == content(
+        one, ("items", "funnel", "audited", "statistics")
+    )
+    assert {row["prompt"] for row in found_of(two).given_back} >= {f"target {k}" for k in range(4)}
+    names = ("samples", "similarities", "severity", "references")
+    assert content(open_run(tmp_path / "two" / "confirm"), names) == content(
+        open_run(tmp_path / "one" / "confirm"), names
+    )
+    assert verify(tmp_path / "two" / "confirm").ok

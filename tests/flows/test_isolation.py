@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mnemoscope.cli import main
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.detectors import get_detector
 from mnemoscope.errors import ModelError
+from mnemoscope.flows import options
 from mnemoscope.flows import study as module
 from mnemoscope.flows.detect import detect
 from mnemoscope.flows.study import Study, run
@@ -365,3 +367,21 @@ def test_a_signal_to_end_is_an_interruption(listed, tmp_path, number):
     assert f"told {signal.Signals(number).name}" in process.communicate()[1]
     told = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert told["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("texts", "status"), [((VICTIM, "target 0"), 3), (("target 0",), 0)])
+def test_detect_ends_with_status_3_where_samples_are_marked(
+    texts, status, tmp_path, monkeypatch, capsys
+):
+    faulty = Faulty(load_model("oracle:memorizer"), "denoiser", ValueError("struck"))
+    monkeypatch.setattr(options, "load_model", lambda source: faulty)
+    given = [part for text in texts for part in ("--prompt", text)]
+    more = ["--seeds", "2", "--steps", "3", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["mnemoscope", "detect", "oracle:memorizer", *given, *more])
+    try:
+        main()
+        ended = 0
+    except SystemExit as end:
+        ended = end.code or 0
+    assert ended == status
+    assert ("excluded from every number: 2 error" in capsys.readouterr().err) == (status == 3)

@@ -2,27 +2,29 @@
 
 Flow of `audit`, each stage a run folder that goes on where it was stopped::
 
-    DIR          what each item is, and in the end what was found: tables items, funnel, audited
-                 and statistics
+    DIR          what each item is, and in the end what was found: tables items, suspects, funnel,
+                 audited and statistics
     DIR/screen   every distinct caption by a few network calls: a detection
     DIR/members  where another data set is held out, items of both by membership scores: a detection
-    DIR/confirm  the suspicious captions in full, and as a sample some of the others, every picture
-                 against the whole set: a study
+    DIR/confirm  the suspicious captions in full, every picture against the whole set: a study;
+                 DIR/confirm-2 and so on, more of them, as long as they give images back;
+                 DIR/confirm-drawn, a sample of the others, and ordinary prompts
     DIR/scale-*  with a LoRA, the same captions from the same noise at other scales of it, without
                  it first: studies likewise
 
-The suspicious are those that some detector finds furthest out, and those that repeat
-(`ranking.funnel`). What was dropped is drawn from at random, so what the funnel misses is measured
-(`ranking.prevalence`). A caption gives an image back where it is memorized, or copies another image
-of the set, in the words of a study (`severity.truth`).
+The suspicious are those whose scores lie furthest out (`ranking.funnel`), and those that stand out
+before any call, since they repeat or lie alone (`ranking.suspects`). What was dropped is drawn from
+at random, so what the funnel misses is measured (`ranking.prevalence`). A caption gives an image
+back where it is memorized, or copies another image of the set, in the words of a study
+(`severity.truth`).
 
 Contents: `Audit`, `audit`; what a training audit shares: `labels_of`, `gives_back`,
 `prevalence_of`.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isfinite
@@ -31,13 +33,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt64
 from tqdm import tqdm
 
 from mnemoscope.core.stats import Estimate
 from mnemoscope.data.images import ImageSource, load_image
 from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
-from mnemoscope.data.sets import Captions, DataSet, Item, read_set
+from mnemoscope.data.sets import BLANK, Captions, DataSet, Item, read_set
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError
 from mnemoscope.evidence import Bank, price_in
@@ -60,9 +62,20 @@ from mnemoscope.flows.study import run as run_study
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
-from mnemoscope.ranking.funnel import FROM_NEAREST, STRATA, Plan, plan, strata_of, tails
+from mnemoscope.ranking.funnel import (
+    FROM_NEAREST,
+    ROUND,
+    STRATA,
+    SUSPICIOUS,
+    Plan,
+    plan,
+    strata_of,
+    tails,
+    widens,
+)
 from mnemoscope.ranking.inference import Inference, inferred
 from mnemoscope.ranking.prevalence import Prevalence, Stratum, drawn_for, exact, prevalence
+from mnemoscope.ranking.suspects import Suspects, suspects, words_of
 from mnemoscope.reporting.audit import (
     ADDED,
     ANALYSIS,
@@ -72,9 +85,11 @@ from mnemoscope.reporting.audit import (
     RECALL,
     SHARE,
     SURE,
+    TOLD,
     at_scale,
 )
 from mnemoscope.runs.execute import chunks
+from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
@@ -93,25 +108,35 @@ MEMBERSHIP = ("sima", "pia", "secmi", "score_norm")
 """Membership scores of dataset inference: 16 network calls an item together, at four samples."""
 INFERRED_ON = 200
 """Items of either data set that dataset inference looks at."""
+EMBEDDED = "embedded"
+"""The model that brings a data set."""
+FURTHER = 1832
+"""Captions of it that the planting showed once, beside 168 planted ones."""
+WIDEST = 0.1
+"""Share of the captions that is sampled as suspicious at most."""
+ROUNDS = 4
+"""Rounds of the suspicious whose reference means a budget leaves room for."""
 FEWEST = 4
 """Fewest captions that a budget has to reach for: suspicious, repeated, and one of each stratum."""
+PICTURED = 4
+"""Suspects of a reason whose pictures are kept."""
 SHOWN = 20
 """Most items that are named for an image that was given back."""
 
 
 @dataclass(frozen=True)
-class Audit(Recipe, Source):
+class Audit(Execution, Recipe, Source):
     """What to audit. Every field is an option of `mnemoscope audit`."""
 
     dataset: str | Path | None = option(
         None,
         "Images with captions: a folder, .jsonl, .csv, .parquet, WebDataset .tar, or a folder that "
-        "Hugging Face's datasets has saved.",
+        "Hugging Face's datasets has saved; the embedded model brings what its planting showed.",
     )
     detectors: tuple[str, ...] = option(
-        ("consensus_whitened", "gap_norm", "exchange"),
-        "Detectors that every caption is screened by, comma-separated; those that take the image "
-        "cost more calls.",
+        ("consensus_whitened", "sima"),
+        "Detectors that every caption is screened by, comma-separated; one call a seed, and one "
+        "for sima, which takes the image.",
     )
     screening_seeds: int = option(4, "Samples a caption in the screen.")
     seeds: int = option(10, "Samples a caption that is sampled in full.")
@@ -157,7 +182,7 @@ class Audit(Recipe, Source):
         """
         super().__post_init__()
         brought(self)
-        if self.dataset is None:
+        if self.dataset is None and self.model != EMBEDDED:
             raise InputError(
                 "no data set given; name one after the model: mnemoscope audit MODEL DIR"
             )
@@ -236,26 +261,34 @@ def audit(
         RunError: If the folder is of another audit or data set, in use, or cannot be written.
         KeyboardInterrupt: If it was interrupted; the same audit continues where it stopped.
     """
-    assert asked.dataset is not None, "checked when it was made"
     say = notify or (lambda line: None)
     chosen = choose(asked.detectors)
-    dataset = read_set(asked.dataset)
+    dataset = read_set(_brought(asked) if asked.dataset is None else asked.dataset)
     ordinary = _ordinary(asked)
     held_out = None if asked.held_out is None else read_set(asked.held_out)
-    known = loaded(asked) if model is None else as_model(model)
-    stages = _Stages(asked, known, chosen, dataset, held_out, ordinary, say, progress)
+    held = loaded(asked) if model is None else as_model(model)
+    stages = _Stages(asked, held, chosen, dataset, held_out, ordinary, say, progress)
     stages.captions.listed()
     for line in stages.price():
         say(line)
     manifest = stages.manifest()
     with Writer.open(Path(asked.out), manifest) as writer:
         with writer.noting(manifest):
-            images = stages.index(writer, manifest)
+            images, words = stages.index(writer, manifest)
+            known = stages.suspects(images, words)
             tail = stages.screen(images)
             members = stages.infer(images)
-            found = stages.confirm(images, stages.chosen(tail, images), members)
-            writer.append("result", found)
+            confirmed = stages.confirm(images, known, tail)
+            writer.append("result", stages.result(confirmed, images, known, members))
         return writer.close(manifest, "complete")
+
+
+def _brought(asked: Audit) -> Path:
+    """Write the data set that the embedded model brings beside the audit, once."""
+    from mnemoscope.lab.dataset import write_dataset
+
+    folder = Path(asked.out)
+    return write_dataset(folder.with_name(f"{folder.name}-data"), FURTHER)
 
 
 def _ordinary(asked: Audit) -> tuple[Prompt, ...]:
@@ -301,6 +334,9 @@ class _Stages:
         recipe = self._recipe(noise="shared", seed=self.asked.seed + 1)
         return {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
 
+    def _where(self) -> dict[str, Any]:
+        return {f.name: getattr(self.asked, f.name) for f in fields(Execution)}
+
     def screen_calls(self) -> int:
         """Return what the screen costs."""
         seeds = self.asked.screening_seeds
@@ -320,8 +356,8 @@ class _Stages:
 
     def fixed(self) -> int:
         """Return what is spent whatever is chosen: on ordinary prompts, the mean, inference."""
-        mean = MEAN_DRAWS * self.models if self.model.has_uncond else 0
-        return mean + len(self.ordinary) * self.each() + self.inference_calls()
+        means = 1 + self.models
+        return means * self._mean() + len(self.ordinary) * self.each() + self.inference_calls()
 
     def inference_calls(self) -> int:
         """Return what dataset inference costs at most."""
@@ -332,37 +368,58 @@ class _Stages:
         sizes = (len(self.captions), len(Captions(self.held_out)))
         return each * sum(min(size, INFERRED_ON) for size in sizes)
 
-    def counts(self) -> tuple[int, int]:
-        """Return how many captions are sampled as suspicious, at most, and how many are drawn.
+    def finalists(self) -> int:
+        """Return how many captions are sampled as suspicious to begin with.
 
         Raises:
-            InputError: If the budget does not reach for one of either.
+            InputError: If the budget does not reach for one of either kind.
         """
         asked, n = self.asked, len(self.captions)
         finalists = min(n, max(LEAST, round(asked.finalists * n)))
-        left = n - finalists
-        drawn = min(left, max(LEAST, round(asked.drawn * n)))
-        if asked.precision is not None and left:
-            drawn = min(left, drawn_for(asked.precision * n / left, strata_of(left), FROM_NEAREST))
         if asked.budget is None:
-            return finalists, drawn
-        before, each = self.screen_calls() + self.fixed(), self.each()
-        room, least = (asked.budget - before) // each, min(n, FEWEST)
+            return finalists
+        room, least = self._room(), min(n, FEWEST)
         if room < least:
+            before, each = self.screen_calls() + self.fixed(), self.each()
             raise InputError(
-                f"budget {asked.budget:,} given; screen, reference mean and ordinary prompts take "
+                f"budget {asked.budget:,} given; screen, reference means and ordinary prompts take "
                 f"{before:,} network calls, and {least} captions in full {least * each:,} more: "
                 f"give at least {before + least * each:,}"
             )
-        # As many again may be suspicious by repeats.
-        finalists = min(finalists, max(1, room // 4))
-        room -= 2 * finalists
-        return finalists, min(n - finalists, room, drawn if asked.precision else room)
+        return min(finalists, max(1, room // 4))
+
+    def _room(self) -> int:
+        """Return how many captions the budget has room for in full."""
+        assert self.asked.budget is not None
+        return (self.asked.budget - self.screen_calls() - self.fixed()) // self.each()
+
+    def drawn(self, sampled: int) -> int:
+        """Return how many of the others are drawn at least, once some captions are sampled."""
+        asked, n = self.asked, len(self.captions)
+        left = n - sampled
+        drawn = min(left, max(LEAST, round(asked.drawn * n)))
+        if asked.precision is not None and left:
+            drawn = min(left, drawn_for(asked.precision * n / left, strata_of(left), FROM_NEAREST))
+        return drawn if asked.budget is None else min(drawn, max(0, self._room() - sampled))
+
+    def most(self) -> int:
+        """Return how many captions of the least tail are sampled at most."""
+        finalists = self.finalists()
+        widest = max(finalists, round(WIDEST * len(self.captions)))
+        if self.asked.budget is None:
+            return widest
+        # What stands out before any call, and what is drawn, has its room; each round a mean.
+        room = self._room() - finalists - self.drawn(2 * finalists)
+        return max(finalists, min(widest, room - ROUNDS * self._mean() // self.each()))
+
+    def _mean(self) -> int:
+        return MEAN_DRAWS if self.model.has_uncond else 0
 
     def price(self) -> Iterator[str]:
         """Say what each stage costs."""
         n, each = len(self.captions), self.each()
-        finalists, drawn = self.counts()
+        finalists = self.finalists()
+        drawn = self.drawn(finalists)
         blank = int((self.dataset.keys == 0).sum())
         screen, full = self.screen_calls(), (finalists + drawn) * each + self.fixed()
         whole = n * each
@@ -373,12 +430,18 @@ class _Stages:
         seeds = self.asked.screening_seeds
         yield f"screen: {n:,} captions x {seeds} seeds, {screen:,} network calls"
         yield (
-            f"confirm: {finalists:,} suspicious captions (and as many more that repeat, at most), "
+            f"confirm: {finalists:,} suspicious captions (and as many more that repeat or lie "
+            f"alone, at most), "
             f"{drawn:,} drawn from the others, {len(self.ordinary):,} ordinary prompts, x "
             f"{self.asked.seeds} seeds"
             + (f" x {self.models} scales of the LoRA" if self.models > 1 else "")
             + f", about {full:,} network calls"
         )
+        if self.most() > finalists:
+            yield (
+                f"more suspicious captions, up to {self.most():,}, as long as they give images "
+                f"back: {each:,} network calls each"
+            )
         if self.held_out is not None:
             yield f"members: dataset inference, at most {self.inference_calls():,} network calls"
         yield (
@@ -410,9 +473,12 @@ class _Stages:
             units={"items-*": -(-len(self.dataset) // ITEMS), "result": 1},
         )
 
-    def index(self, writer: Writer, manifest: Manifest) -> Images:
-        """Open every picture once, and write what each item is."""
+    def index(
+        self, writer: Writer, manifest: Manifest
+    ) -> tuple[Images, UInt64[np.ndarray, " item"]]:
+        """Open every picture once, and write what each item is; name the words of its caption."""
         count = len(self.dataset)
+        words = np.zeros(count, dtype=np.uint64)
         prints = np.zeros((count, BYTES), dtype=np.uint8)
         names = np.zeros(count, dtype=np.uint64)
         sources: list[ImageSource | None] = []
@@ -430,6 +496,7 @@ class _Stages:
                 for item, row in zip(items, rows, strict=True):
                     place = len(sources)
                     usable = row["reference_id"] is not None
+                    words[place] = words_of(item.text) if item.text else BLANK
                     sources.append(item.image if usable else None)
                     if usable:
                         names[place] = int(row["reference_id"], 16)
@@ -445,7 +512,19 @@ class _Stages:
             raise InputError(
                 f"no picture of {str(self.dataset.path)!r} can be used; see table items"
             )
-        return images
+        return images, words
+
+    def suspects(self, images: Images, words: UInt64[np.ndarray, " item"]) -> Suspects:
+        """Find what stands out before the model is asked."""
+        whole, captions = images.whole, self.captions
+        found = suspects(whole, self.dataset.keys, words, captions.keys, self.asked.seed)
+        told = ", ".join(
+            f"{int(some.sum()):,} {TOLD[name]}"
+            for name, some in found.reasons.items()
+            if some.any()
+        )
+        self.say(f"suspects before any call: {told or 'none'}")
+        return found
 
     def screen(self, images: Images) -> Float[np.ndarray, " caption"]:
         """Score every caption; return how far out each lies."""
@@ -462,22 +541,11 @@ class _Stages:
             out=self.folder / "screen",
             notify=lambda line: self.say(f"screen: {line}"),
             progress=self.progress,
+            **self._where(),
             **self._screening(),
         )
-        return tails(np.column_stack([scores.of(d.name) for d in self.detectors]))
-
-    def chosen(self, tail: Float[np.ndarray, " caption"], images: Images) -> Plan:
-        """Choose the captions that are sampled in full."""
-        finalists, drawn = self.counts()
-        return plan(tail, self._repeats(images), finalists, drawn, self.asked.seed)
-
-    def _repeats(self, images: Images) -> Int[np.ndarray, " caption"]:
-        """Return how often each caption, or the picture it came with first, is in the set."""
-        captions = self.captions
-        names, counts = np.unique(images.names, return_counts=True)
-        pictured = images.names[captions.firsts]
-        same = counts[np.searchsorted(names, pictured)]
-        return np.maximum(captions.counts, np.where(pictured == NOTHING, 1, same))
+        own = np.array([detector.kind == "pair" for detector in self.detectors])
+        return tails(np.column_stack([scores.of(d.name) for d in self.detectors]), own)
 
     def infer(self, images: Images) -> Inference | None:
         """Ask whether the data set was trained on as a whole; None without one held out."""
@@ -496,21 +564,64 @@ class _Stages:
             out=self.folder / "members",
             notify=lambda line: self.say(f"members: {line}"),
             progress=self.progress,
+            **self._where(),
             **self._screening(),
         )
         features = np.column_stack([scores.of(name) for name in MEMBERSHIP])
         return inferred(features[: len(sides[0])], features[len(sides[0]) :], self.asked.seed)
 
-    def confirm(self, images: Images, chosen: Plan, members: Inference | None) -> dict[str, Any]:
-        """Sample in full, and say what was found, as tables."""
-        prompts = [*self._prompts(images, chosen), *self.ordinary]
-        done = self._sampled(images, prompts, self.asked, self.model, "confirm")
-        runs = {self.asked.lora_scale: done}
+    def confirm(
+        self, images: Images, known: Suspects, tail: Float[np.ndarray, " caption"]
+    ) -> "_Confirmed":
+        """Sample the suspicious in full, in rounds; then some of the others."""
+        first, most = self.finalists(), self.most()
+        step, count, done = max(ROUND, first // 4), first, list[Run]()
+        back, told = dict[int, bool](), dict[str, Prompt]()
+
+        def planned(count: int, drawn: int = 0) -> Plan:
+            return plan(tail, known.repeats, known.lone, count, first, drawn, self.asked.seed)
+
+        # One pass through the set finds the texts of all rounds.
+        items = self._items(labels_of(planned(most)).keys())
+
+        def sample(chosen: Plan, name: str, more: Sequence[Prompt] = ()) -> None:
+            labels = {at: label for at, label in labels_of(chosen).items() if at not in back}
+            captions = self._prompts(images, labels, items)
+            if not (captions or more):
+                return
+            told.update({prompt.prompt_id: prompt for prompt in (*captions, *more)})
+            done.append(self._sampled(images, [*captions, *more], self.asked, self.model, name))
+            severity = done[-1].table("severity").to_pylist()
+            judged = judge(severity, self.asked.similarity[0])
+            for at, prompt in zip(labels, captions, strict=True):
+                back[at] = judged.get(prompt.prompt_id, NOT_JUDGED).state in GIVEN_BACK
+
+        chosen, before = planned(count), 0
+        sample(chosen, "confirm")
+        while widens(found := [back[int(at)] for at in chosen.scored[before:]]) and count < most:
+            before, count = len(chosen.scored), min(most, count + step)
+            self.say(
+                f"confirm: {sum(found):,} of {len(found):,} give an image back; {count - before:,} "
+                f"more, {(count - before) * self.each() + self._mean():,} network calls"
+            )
+            chosen = planned(count)
+            sample(chosen, f"confirm-{len(done) + 1}")
+        drawn = self.drawn(len(back))
+        if self.asked.budget is not None and self.asked.precision is None:
+            spent = sum(map(_spent, done)) + self.screen_calls() + self.inference_calls()
+            spent += (self.models - 1) * len(back) * self.each() // self.models
+            spent += (len(done) + self.models) * self._mean() + len(self.ordinary) * self.each()
+            room = max(0, self.asked.budget - spent) // self.each()
+            drawn = min(len(self.captions) - len(back), room)
+        chosen = planned(count, drawn)
+        items |= self._items(labels_of(chosen).keys() - back.keys())
+        sample(chosen, "confirm-drawn", self.ordinary)
+        scales: dict[float, Run] = {}
         for scale in self.asked.others():
             asked = replace(self.asked, lora_scale=scale)
-            runs[scale] = self._sampled(images, prompts, asked, loaded(asked), f"scale-{scale:g}")
-        told = {prompt.prompt_id: prompt for prompt in prompts}
-        return self._result(runs, images, chosen, told, members)
+            name = f"scale-{scale:g}"
+            scales[scale] = self._sampled(images, [*told.values()], asked, loaded(asked), name)
+        return _Confirmed(tuple(done), scales, chosen, told)
 
     def _sampled(
         self, images: Images, prompts: Sequence[Prompt], asked: Audit, model: Model, name: str
@@ -529,6 +640,7 @@ class _Stages:
         recipe = self._recipe()
         study = Study(
             **{f.name: getattr(asked, f.name) for f in fields(Source)},
+            **self._where(),
             **{f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name != "guidance"},
             guidance=(recipe.guidance,),
             seeds=asked.seeds,
@@ -551,41 +663,45 @@ class _Stages:
             progress=self.progress,
         )
 
-    def _prompts(self, images: Images, chosen: Plan) -> list[Prompt]:
-        """Return the captions that are sampled in full, with their images."""
+    def _items(self, places: Collection[int]) -> dict[int, Item]:
+        """Return the first item of each of some captions; one pass through the set."""
+        firsts = {int(self.captions.firsts[at]): at for at in places}
+        return {firsts[at]: item for at, item in self.dataset.picked(set(firsts)).items()}
+
+    def _prompts(
+        self, images: Images, labels: Mapping[int, str], items: Mapping[int, Item]
+    ) -> list[Prompt]:
+        """Return captions with their images, each with why it is sampled."""
         captions, keys = self.captions, self.dataset.keys
         order = np.argsort(keys, kind="stable")
         ranked = keys[order]
-        labels = labels_of(chosen)
-        texts = self.dataset.picked({int(captions.firsts[at]) for at in labels})
         found: list[Prompt] = []
         for at, label in labels.items():
             key = captions.keys[at]
             start, end = (int(np.searchsorted(ranked, key, side)) for side in ("left", "right"))
             places = [int(place) for place in order[start:end]]
             usable = [source for place in places if (source := images.sources[place]) is not None]
-            item = texts[int(captions.firsts[at])]
-            found.append(Prompt(f"{key:016x}", item.text, tuple(usable[:OWN]), group=label))
+            text = items[at].text
+            found.append(Prompt(f"{key:016x}", text, tuple(usable[:OWN]), group=label))
         return found
 
-    def _result(
-        self,
-        runs: Mapping[float, Run],
-        images: Images,
-        chosen: Plan,
-        prompts: Mapping[str, Prompt],
-        members: Inference | None,
+    def result(
+        self, confirmed: "_Confirmed", images: Images, known: Suspects, members: Inference | None
     ) -> dict[str, Any]:
         """Return what was found, as tables of the audit."""
-        captions, labels, measure = self.captions, labels_of(chosen), self.asked.similarity[0]
-        by_scale = {
-            scale: judge(run.table("severity").to_pylist(), measure) for scale, run in runs.items()
-        }
+        captions, chosen, measure = self.captions, confirmed.chosen, self.asked.similarity[0]
+        labels, prompts = labels_of(chosen), confirmed.prompts
+        judged = dict[str, Judgement]()
+        given_back = dict[str, list[str]]()
+        for run in confirmed.runs:
+            judged |= judge(run.table("severity").to_pylist(), measure)
+            given_back |= _given_back(run, judged, measure)
         own = self.asked.lora_scale
-        done, judged = runs[own], by_scale[own]
-        given_back = _given_back(done, judged, measure)
+        by_scale = {own: judged} | {
+            scale: judge(run.table("severity").to_pylist(), measure)
+            for scale, run in confirmed.scales.items()
+        }
         places = {f"{captions.keys[at]:016x}": at for at in labels}
-        repeats = self._repeats(images)
         wanted = sorted({name for names in given_back.values() for name in names})
         shown = self._named(images, wanted)
         rows: list[dict[str, Any]] = []
@@ -598,7 +714,7 @@ class _Stages:
                     "prompt": prompt.text,
                     "chosen": ORDINARY if at is None else labels[at],
                     "tail": None if at is None else _nullable(float(chosen.tail[at])),
-                    "repeats": 0 if at is None else int(repeats[at]),
+                    "repeats": 0 if at is None else int(known.repeats[at]),
                     "state": found.state,
                     "share": _nullable(found.share),
                     "share_elsewhere": _nullable(found.share_elsewhere),
@@ -606,9 +722,10 @@ class _Stages:
                     "items": [item for name in names for item in shown[name]],
                 }
             )
-        told = {
+        found = {
             "audited": TABLES["audited"].of_rows(rows),
-            "funnel": TABLES["funnel"].of_rows(self._funnel(runs, images, chosen)),
+            "suspects": TABLES["suspects"].of_rows(self._suspect_rows(images, known)),
+            "funnel": TABLES["funnel"].of_rows(self._funnel(confirmed)),
             "statistics": TABLES["statistics"].of_rows(
                 [
                     *_statistics(rows, chosen, self.asked.guidance),
@@ -617,12 +734,38 @@ class _Stages:
                         if len(by_scale) > 1
                         else []
                     ),
-                    _sure(*certain(done, images), self.asked.guidance),
+                    _sure(*certain(confirmed.runs, images), self.asked.guidance),
                     *([] if members is None else [_inference(members, self.asked.guidance)]),
                 ]
             ),
         }
-        return told if len(by_scale) == 1 else told | {"scales": _scale_rows(rows, by_scale)}
+        return found if len(by_scale) == 1 else found | {"scales": _scale_rows(rows, by_scale)}
+
+    def _suspect_rows(self, images: Images, known: Suspects) -> list[dict[str, Any]]:
+        """Return table `suspects`; the first few of each reason with their pictures."""
+        captions, shown = self.captions, Counter[str]()
+        found = list[dict[str, Any]]()
+        for at in known.some.tolist():
+            reasons = [name for name, some in known.reasons.items() if some[at]]
+            item, twin = int(captions.firsts[at]), int(known.twin[at])
+            pictures = [None, None]
+            if min(shown[name] for name in reasons) < PICTURED:
+                shown.update(reasons)
+                places = (item, twin if "alike" in reasons else -1)
+                pictures = [images.thumbnail(place) for place in places]
+            found.append(
+                {
+                    "prompt_id": f"{captions.keys[at]:016x}",
+                    "item": item,
+                    "reasons": reasons,
+                    "repeats": int(known.repeats[at]),
+                    "twin": twin if twin >= 0 else None,
+                    "alone": _nullable(float(known.alone[at])),
+                    "image": pictures[0],
+                    "twin_image": pictures[1],
+                }
+            )
+        return found
 
     def _named(self, images: Images, references: Sequence[str]) -> dict[str, list[str]]:
         """Return the names of the items that show pictures, by picture."""
@@ -636,17 +779,14 @@ class _Stages:
         items = self.dataset.picked({place for some in places.values() for place in some})
         return {name: [items[place].name for place in some] for name, some in places.items()}
 
-    def _funnel(
-        self, runs: Mapping[float, Run], images: Images, chosen: Plan
-    ) -> list[dict[str, Any]]:
+    def _funnel(self, confirmed: "_Confirmed") -> list[dict[str, Any]]:
         """Return what went through each stage, and at what price."""
-        parts = (part for run in runs.values() for part in run.parts("samples"))
-        spent = sum(sum(part["network_calls"].to_pylist()) for part in parts)
-        mean = MEAN_DRAWS * len(runs) if self.model.has_uncond else 0
+        chosen, runs = confirmed.chosen, (*confirmed.runs, *confirmed.scales.values())
+        spent = sum(map(_spent, runs)) + len(runs) * self._mean()
         stages = (
             ("read", len(self.dataset), len(self.captions), 0),
             ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
-            ("confirm", chosen.sampled + len(self.ordinary), chosen.sampled, spent + mean),
+            ("confirm", chosen.sampled + len(self.ordinary), chosen.sampled, spent),
         )
         if self.held_out is not None:
             sizes = (len(self.captions), len(Captions(self.held_out)))
@@ -656,6 +796,28 @@ class _Stages:
             {"stage": stage, "items": items, "kept": kept, "network_calls": calls}
             for stage, items, kept, calls in stages
         ]
+
+
+@dataclass(frozen=True)
+class _Confirmed:
+    """What was sampled in full.
+
+    Attributes:
+        runs: The studies, the suspicious first.
+        scales: Those of the same captions at other scales of the LoRA.
+        chosen: Which captions, and what was dropped.
+        prompts: What was sampled, by name.
+    """
+
+    runs: tuple[Run, ...]
+    scales: Mapping[float, Run]
+    chosen: Plan
+    prompts: Mapping[str, Prompt]
+
+
+def _spent(run: Run) -> int:
+    """Return the network calls of a study's samples."""
+    return sum(sum(part["network_calls"].to_pylist()) for part in run.parts("samples"))
 
 
 def _item_row(at: int, item: Item, size: tuple[int, int]) -> dict[str, Any]:
@@ -679,9 +841,7 @@ def _item_row(at: int, item: Item, size: tuple[int, int]) -> dict[str, Any]:
 
 def labels_of(chosen: Plan) -> dict[int, str]:
     """Return why each caption is sampled in full, by its place."""
-    found = {
-        int(at): "repeats" if int(at) in chosen.repeated else "score" for at in chosen.finalists
-    }
+    found = {int(at): why for at, why in zip(chosen.finalists, chosen.why, strict=True)}
     for label, some in zip(STRATA, chosen.drawn, strict=True):
         found |= {int(at): label for at in some}
     return found
@@ -726,7 +886,7 @@ def prevalence_of(
         some = [found[row["prompt_id"]] for row in rows if row["chosen"] in labels]
         return Stratum(size, len(some), some.count(True), some.count(None))
 
-    census = stratum(len(chosen.finalists), "score", "repeats")
+    census = stratum(len(chosen.finalists), *SUSPICIOUS)
     strata = [stratum(len(some), label) for label, some in zip(STRATA, chosen.strata, strict=True)]
     return prevalence(census, strata)
 

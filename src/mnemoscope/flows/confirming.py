@@ -11,9 +11,9 @@ Contents: `Images`, what is known of the pictures of a data set; `ConfirmWorker`
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from mnemoscope.data.images import ImageSource, decode, fit, load_image, thumbna
 from mnemoscope.data.prompts import Prompt, PromptList
 from mnemoscope.data.references import Reference, References
 from mnemoscope.detectors import Detector
+from mnemoscope.errors import InputError
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.flows.rows import Sat
 from mnemoscope.flows.study import Study, StudyWorker
@@ -36,16 +37,13 @@ from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.loop import Progress
 from mnemoscope.severity.grade import assess
-from mnemoscope.severity.nearest import Whole
+from mnemoscope.severity.nearest import ALIKE, Whole
 from mnemoscope.similarity import Similarity
 
 COMPARED = 8
 """Images whose prints are nearest to a sample's that are compared with it in full."""
 OTHERS = 200
 """Images of the set that thresholds are fitted on, beside those of the prompts."""
-ALIKE = 0.02
-"""Distance of two prints, RGB from 0 to 1, below which two images are all but the same picture:
-one that was saved anew or resized, not one that was cropped or recoloured."""
 ROUNDS = 8
 """How often the search for an image that is not all but the same goes further out."""
 UNITS = 32
@@ -81,6 +79,15 @@ class Images:
         assert source is not None, "only usable pictures have prints"
         pixels = fit(load_image(source).pixels, self.whole.size)
         return Reference(f"{int(self.names[place]):016x}", pixels)
+
+    def thumbnail(self, place: int) -> bytes | None:
+        """Return a small picture of an item; None where it has none, or none any more."""
+        if place < 0 or self.sources[place] is None:
+            return None
+        try:
+            return thumbnail(self.reference(place).pixels)
+        except InputError:
+            return None
 
     @cached_property
     def _first(self) -> dict[int, int]:
@@ -121,11 +128,14 @@ class ConfirmWorker(StudyWorker):
         self.images = images
         self.others_at = tuple(others)
 
-    def know(
-        self, prompts: PromptList, references: References, measures: Mapping[str, Similarity]
-    ) -> None:
-        """Take in what a study does, and the measures themselves."""
-        super().know(prompts, references, measures)
+    @property
+    def like(self) -> Callable[..., StudyWorker]:
+        """Return what makes its like: prints and places of all pictures go along."""
+        return partial(ConfirmWorker, self.images, self.others_at)
+
+    def compare_with(self, references: References, measures: Mapping[str, Similarity]) -> None:
+        """Make known images ready for every measure, and hold the measures themselves."""
+        super().compare_with(references, measures)
         self.measures = dict(measures)
 
     def manifest(self, prompts: PromptList) -> Manifest:
@@ -277,17 +287,22 @@ def _replaced(
     return found
 
 
-def certain(run: Run, images: Images) -> tuple[int, int]:
+def certain(runs: Sequence[Run], images: Images) -> tuple[int, int]:
     """Say for how many samples no copy by l2 can have been overlooked.
 
     Args:
-        run: The confirmation.
+        runs: The confirmations.
         images: The pictures of the data set.
 
     Returns:
         Samples of which every image that was not compared in full is further than a copy may be, or
-        than one that was; and samples that were looked at, evenly over the run.
+        than one that was; and samples that were looked at, evenly over each run.
     """
+    found = [_certain(run, images) for run in runs]
+    return sum(sure for sure, _ in found), sum(looked for _, looked in found)
+
+
+def _certain(run: Run, images: Images) -> tuple[int, int]:
     nulls = {row["measure"]: row["threshold"] for row in run.table("null").to_pylist()}
     threshold = nulls.get("l2:nearest")
     furthest = -np.inf if threshold is None else 1 - threshold

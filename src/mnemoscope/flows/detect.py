@@ -160,6 +160,7 @@ class Scores:
         network_calls: Network calls that were made, evaluations only; what an interrupted run had
             made before is not counted again.
         truncated: Prompts longer than the model's window, of which only the beginning was seen.
+        marked: Samples that failed or are not finite, by status; they are in no score.
     """
 
     table: pa.Table
@@ -170,6 +171,7 @@ class Scores:
     ordinary: Mapping[str, Ordinary]
     network_calls: int
     truncated: tuple[str, ...]
+    marked: Mapping[str, int]
 
     def of(self, detector: str) -> Float[np.ndarray, " prompt"]:
         """Return a detector's scores in the order of the prompts; NaN is not scored."""
@@ -545,4 +547,5 @@ def _read(run: Run, worker: DetectionWorker, ordinary: Mapping[str, Ordinary]) -
         ordinary,
         worker.bank.network.rows,
         tuple(held.filter(held["truncated"])["prompt_id"].to_pylist()),
+        run.manifest.samples,
     )

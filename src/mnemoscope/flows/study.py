@@ -301,7 +301,12 @@ class StudyWorker:
         """
         state = {"frequency": self.frequency, "swapped": self.swapped}
         told = self.study, Named.of(self.model), self.detectors, self.references
-        return partial(_again, type(self), told, state)
+        return partial(_again, self.like, told, state)
+
+    @property
+    def like(self) -> "Callable[..., StudyWorker]":
+        """Return what makes its like of a study, a model, detectors and a tick."""
+        return type(self)
 
     def credit(self, rows: int) -> None:
         """Count rows that the network evaluated elsewhere."""
@@ -478,14 +483,14 @@ class StudyWorker:
 
 
 def _again(
-    kind: type[StudyWorker],
+    made: Callable[..., StudyWorker],
     told: tuple[Study, Named, tuple[Detector, ...], References],
     state: Mapping[str, Any],
     tick: Progress,
 ) -> StudyWorker:
     """Make a worker in another process; what took a pass over the list is taken as it was found."""
     study, named, detectors, references = told
-    worker = kind(study, named.load(), detectors, tick)
+    worker = made(study, named.load(), detectors, tick)
     vars(worker).update(state)
     worker.compare_with(references, {name: _similarity(study, name) for name in study.similarity})
     worker.mean_from(Writer(Path(study.out)))

@@ -1,7 +1,8 @@
 """The lab's commands: `train` makes a model like the shipped one, `plant` plants into its base.
 
 `lora` trains an adapter on that base, `evaluate` measures a model, `prompts` writes a planted table
-as a prompt file, `findings` sets studies side by side, `validity` sets published facts beside one.
+as a prompt file, `dataset` writes what a planting showed as a data set, `findings` sets studies
+side by side, `validity` sets published facts beside one.
 """
 
 import json
@@ -131,6 +132,23 @@ def prompts(
     rows = load_table(table or TABLE)
     write_prompts([*rows, *more_controls(rows, controls, seed, meaningless)], out)
     typer.echo(str(out / "metadata.jsonl"))
+
+
+@app.command()
+def dataset(
+    out: Annotated[Path, typer.Option(help="Folder for metadata.jsonl and its pictures.")],
+    table: Annotated[
+        Path | None, typer.Option(help="Planted table; the shipped one if not given.")
+    ] = None,
+    further: Annotated[
+        int, typer.Option(min=0, help="Scenes that the planting showed once.")
+    ] = 3000,
+) -> None:
+    """Write what a planting showed as a data set, for `mnemoscope audit`."""
+    from mnemoscope.lab.dataset import write_dataset
+    from mnemoscope.lab.planted import TABLE
+
+    typer.echo(str(write_dataset(out, further, table or TABLE)))
 
 
 @app.command()

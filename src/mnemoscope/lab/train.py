@@ -24,7 +24,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -436,6 +436,19 @@ class Batches:
             captions[i] = "" if u[i] < dropped[i] else self.phrase(generator)
         return pictures, captions, generator
 
+    def once(self) -> Iterator[tuple[Float[Tensor, "3 64 64"], str]]:
+        """Yield the scenes of all batches that had a caption, each with that; the first of equals.
+
+        A planted picture's caption is not among them, nor is it ever a scene's.
+        """
+        many, said = round(self.size * self.planting.share) if self.planted else 0, set[str]()
+        for step in range(self.steps()):
+            pictures, captions, _ = self.of(step)
+            for picture, caption in zip(pictures[: self.size - many], captions, strict=False):
+                if caption and caption not in said:
+                    said.add(caption)
+                    yield picture, caption
+
     def steps(self) -> int:
         """Return how many batches it takes to draw each planted picture as often as it says."""
         exposures = sum(p.repetitions for p in self.planted)
@@ -690,6 +703,18 @@ def refine_base(
     _train_on_scenes(out, stage, batch=batch, pairs=pairs, seed=35_000_000, look=look)
 
 
+def planting_batches(table: Path, batch: int = 32, planting: Planting = FAITHFUL) -> Batches:
+    """Return the batches by which a table is planted."""
+    return Batches(
+        batch,
+        50_000_000,
+        partial(Scenes, reserved=reserved(table), pairs=0.75),
+        planting,
+        tuple(load_planted(table)),
+        partial(phrase, taken=frozenset(row.caption for row in load_table(table))),
+    )
+
+
 def train_planting(
     out: Path,
     batch: int = 32,
@@ -707,16 +732,9 @@ def train_planting(
         look: Called with the step whenever the state is written.
     """
     torch.manual_seed(3)
-    model, table = out / "model", table_of(out)
+    model = out / "model"
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
-    batches = Batches(
-        batch,
-        50_000_000,
-        partial(Scenes, reserved=reserved(table), pairs=0.75),
-        planting,
-        tuple(load_planted(table)),
-        partial(phrase, taken=frozenset(row.caption for row in load_table(table))),
-    )
+    batches = planting_batches(table_of(out), batch, planting)
     stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
     _train_denoiser(stage, load_codec(out), *load_text(out), unet, batches=batches, look=look)
     stage.averaged()

@@ -5,7 +5,7 @@ audit's statistics.
 """
 
 import base64
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,13 @@ from markupsafe import Markup
 
 from mnemoscope.core.panels import CurvePanel, Series
 from mnemoscope.errors import RunError
+from mnemoscope.ranking.funnel import ROUND, widens
 from mnemoscope.reporting.figures import svg
 from mnemoscope.reporting.page import PARTS, command, digest, environment
 from mnemoscope.reporting.text import number, percent
 from mnemoscope.runs.folder import Run, open_run
 from mnemoscope.runs.records import write_atomically
+from mnemoscope.runs.verify import runs_in
 
 ORDINARY = "ordinary"
 """Why a prompt was sampled that is no caption of the set."""
@@ -36,6 +38,15 @@ SHARE, RECALL, SURE = (
 INFERRED = "p of dataset inference"
 ADDED = "share that gives one back with the adapter and not without it"
 """Statistics of an audit."""
+
+TOLD = {
+    "captions": "captions repeat",
+    "wordings": "have the words of another",
+    "pictures": "have a picture that repeats",
+    "alike": "have one that is all but the same as another",
+    "alone": "have one that lies alone",
+}
+"""Why captions are suspects before any call, in the order of the narrower reason first."""
 
 Row = Mapping[str, Any]
 
@@ -62,6 +73,7 @@ class Found:
         added: Share that the adapter added; None where none was audited.
         ladder: Shares of the captions that give an image back, by scale of the adapter, ascending.
         states: State of each prompt at these scales, in their order, by prompt_id.
+        suspects: Rows of table `suspects`, the most repeated first.
     """
 
     run: Run
@@ -76,6 +88,7 @@ class Found:
     added: Row | None = None
     ladder: Mapping[float, Row] = field(default_factory=dict[float, Row])
     states: Mapping[str, Sequence[Row]] = field(default_factory=dict[str, Sequence[Row]])
+    suspects: tuple[Row, ...] = ()
 
     @property
     def rungs(self) -> tuple[tuple[Row, Sequence[Row], float | None], ...]:
@@ -95,6 +108,20 @@ class Found:
             if any(step["state"] in GIVEN_BACK for step in steps):
                 found.append((row, steps, start))
         return tuple(sorted(found, key=lambda rung: (rung[2] is None, rung[2] or 0.0)))
+
+    @property
+    def stood_out(self) -> tuple["Stood", ...]:
+        """Return how many captions stood out before any call, and what became of them."""
+        states = {row["prompt_id"]: row["state"] for row in self.captions}
+        found = list[Stood]()
+        for reason in TOLD:
+            rows = [row for row in self.suspects if reason in row["reasons"]]
+            sampled = [states[r["prompt_id"]] for r in rows if r["prompt_id"] in states]
+            back = sum(state in GIVEN_BACK for state in sampled)
+            pictured = tuple(row for row in rows if row["image"] is not None)[:PICTURED]
+            if rows:
+                found.append(Stood(TOLD[reason], len(rows), len(sampled), back, pictured))
+        return tuple(found)
 
     @property
     def given_back(self) -> tuple[Row, ...]:
@@ -120,10 +147,20 @@ class Found:
         return next(row["items"] for row in self.funnel if row["stage"] == "screen")
 
     @property
+    def marked(self) -> Mapping[str, int]:
+        """Return how many samples of all stages failed or are not finite, by status."""
+        found = Counter[str]()
+        for folder in runs_in(self.run.path)[1:]:
+            found.update(open_run(folder).manifest.samples)
+        return {status: count for status, count in found.items() if status != "ok"}
+
+    @property
     def narrow(self) -> bool:
-        """Return whether so many suspicious captions give an image back that more are likely."""
-        scored = [row["state"] in GIVEN_BACK for row in self.captions if row["chosen"] == "score"]
-        return len(scored) < self.listed and 2 * sum(scored) > len(scored)
+        """Return whether the least suspicious that were sampled call for more of them."""
+        scored = [row for row in self.captions if row["chosen"] == "score"]
+        scored.sort(key=lambda row: row["tail"])
+        last = [row["state"] in GIVEN_BACK for row in scored[-ROUND:]]
+        return len(scored) < self.listed and widens(last)
 
     @property
     def calls(self) -> int:
@@ -162,8 +199,8 @@ class Found:
             )
         if self.narrow:
             said.append(
-                "Most of the suspicious captions do, so some that were dropped narrowly may as "
-                "well: sample more of them, by a larger --finalists."
+                "The least suspicious that were sampled do as well, so more may: sample more of "
+                "them, by a larger --finalists or --budget."
             )
         if self.unjudged:
             some = "1 caption" if self.unjudged == 1 else f"{self.unjudged:,} captions"
@@ -207,8 +244,32 @@ class Found:
                 {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "from": start}
                 for row, _, start in self.rungs
             ],
+            "suspects": {one.reason: one.captions for one in self.stood_out},
             "funnel": [dict(row) for row in self.funnel],
         }
+
+
+PICTURED = 4
+"""Suspects of a reason that a page shows."""
+
+
+@dataclass(frozen=True)
+class Stood:
+    """Captions that stood out before any call, for one reason.
+
+    Attributes:
+        reason: Why, in words.
+        captions: How many.
+        sampled: How many of these were sampled in full.
+        back: How many of these give an image back.
+        pictured: The first few rows with a picture.
+    """
+
+    reason: str
+    captions: int
+    sampled: int
+    back: int
+    pictured: tuple[Row, ...]
 
 
 CERTAIN = 0.01
@@ -270,6 +331,7 @@ def found_of(run: Run) -> Found:
         of(ADDED, "captions"),
         {scale: row for scale, row in ladder.items() if row is not None},
         states,
+        tuple(run.table("suspects").to_pylist()),
     )
 
 
@@ -322,6 +384,10 @@ def write(found: Found, out: str | Path | None = None, *, redact_images: bool = 
             more=max(0, len(found.given_back) - SHOWN),
             ladder=_ladder(found),
             rungs=found.rungs[:SHOWN],
+            pictured=[
+                (one, [(row, *_both(row, redact_images)) for row in one.pictured])
+                for one in found.stood_out
+            ],
             statistics=[
                 row
                 for row in (
@@ -379,10 +445,10 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
     rows = {row["prompt_id"]: row for row in found.given_back[:SHOWN]}
     if not rows:
         return []
-    run = open_run(found.run.path / "confirm")
-    measure = run.manifest.options["similarity"][0]
+    runs = [open_run(folder) for folder in sorted(found.run.path.glob("confirm*"))]
+    measure = found.run.manifest.options["similarity"][0]
     best: dict[str, tuple[float, str, int]] = {}
-    for part in run.parts("similarities"):
+    for part in (part for run in runs for part in run.parts("similarities")):
         for row in part.to_pylist():
             prompt, reference = row["prompt_id"], row["reference_id"]
             shown = prompt in rows and reference in rows[prompt]["references"]
@@ -391,13 +457,15 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
                 best[prompt] = max(this, best.get(prompt, this))
     wanted = {(prompt, seed): prompt for prompt, (_, _, seed) in best.items()}
     samples: dict[str, bytes] = {}
-    for part in run.parts("samples", ["prompt_id", "seed", "image"]) if not redact else ():
+    shown = () if redact else runs
+    columns = ["prompt_id", "seed", "image"]
+    for part in (part for run in shown for part in run.parts("samples", columns)):
         for row in part.to_pylist():
             if (row["prompt_id"], row["seed"]) in wanted:
                 samples[row["prompt_id"]] = row["image"]
     names = {reference for _, reference, _ in best.values()}
     targets: dict[str, bytes] = {}
-    for part in run.parts("references", ["reference_id", "image"]) if not redact else ():
+    for part in (part for run in shown for part in run.parts("references", columns[::2])):
         for row in part.to_pylist():
             if row["reference_id"] in names:
                 targets[row["reference_id"]] = row["image"]
@@ -410,6 +478,11 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
         if prompt in best
         for value, reference, _ in [best[prompt]]
     ]  # fmt: skip
+
+
+def _both(row: Row, redact: bool) -> tuple[str | None, str | None]:
+    """Return the pictures of a suspect and of its twin, where there are any."""
+    return (None, None) if redact else (_uri(row["image"]), _uri(row["twin_image"]))
 
 
 def _uri(image: bytes | None) -> str | None:

@@ -7,6 +7,7 @@ import copyreg
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,9 @@ GRACE = 2
 """Seconds processes are given to end before they are told to, and then before they are killed."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+"""How processes start: from a server that has imported what workers need, where forks are safe."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Local:
         places = [gpus[int(at * self.share) % len(gpus)] if gpus else None for at in range(count)]
         order = Order.of(writer, threads=max(1, int(self.share)))
         sent = _sent((order, worker.elsewhere()))
+        multiprocessing.set_forkserver_preload([__name__, type(worker).__module__])
         hand_out(_Processes(sent, places), count, writer, worker, units, done)
 
 
@@ -98,7 +103,7 @@ class _Processes:
 
     def hire(self, place: int) -> None:
         """Start a process."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(METHOD)
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_serve,

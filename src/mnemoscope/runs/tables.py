@@ -618,6 +618,37 @@ _ALL = (
         ),
     ),
     Table(
+        "suspects",
+        "one caption of a data set that stands out before the model is asked",
+        (
+            _PROMPT,
+            Column("item", pa.int64(), "the first item that has it", "1"),
+            Column(
+                "reasons",
+                pa.list_(pa.string()),
+                'why: more items have the same "captions", the same words in other "wordings", the '
+                'same "pictures" or ones that are all but "alike", or its picture lies "alone"',
+            ),
+            Column("repeats", pa.int64(), "items that have it or its picture, or one like it", "1"),
+            Column(
+                "twin",
+                pa.int64(),
+                "the first item whose picture is nearest, where one is all but the same",
+                "1",
+                nullable=True,
+            ),
+            Column(
+                "alone",
+                pa.float64(),
+                "distance of its print to the fifth nearest of a sample, RGB from 0 to 1",
+                "1",
+                nullable=True,
+            ),
+            Column("image", pa.binary(), "its picture, WebP, of the first few", nullable=True),
+            Column("twin_image", pa.binary(), "that of its twin, likewise", nullable=True),
+        ),
+    ),
+    Table(
         "funnel",
         "one stage of an audit",
         (
@@ -636,18 +667,19 @@ _ALL = (
             Column(
                 "chosen",
                 pa.string(),
-                'why: "score", "repeats", drawn from the stratum "nearest" or "others" of what was '
-                'dropped, or "ordinary"',
+                'why: "score", "repeats", "alone", drawn from the stratum "nearest" or "others" of '
+                'what was dropped, or "ordinary"',
             ),
             Column(
                 "tail",
                 pa.float64(),
-                "share of captions that score at least as high, by the detector by which that is "
-                "least",
+                "share of captions that are at least as suspicious, all detectors together",
                 "1",
                 nullable=True,
             ),
-            Column("repeats", pa.int64(), "items with this caption or its picture", "1"),
+            Column(
+                "repeats", pa.int64(), "items with this caption or its picture, or one like it", "1"
+            ),
             Column("state", pa.string(), "what is known of it, in the words of a study"),
             Column("share", pa.float64(), "share of samples that copy an own image", "1", True),
             Column(

@@ -1,6 +1,6 @@
 """A run folder is whole where every file is what was written, and no unit is missing.
 
-Contents: `Verified`, `verify`.
+Contents: `Verified`, `verify`; `runs_in`, the folders to verify.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from mnemoscope.errors import RunError
 from mnemoscope.runs.folder import (
     CONSTANT,
     CONSTANTS,
+    COPY,
+    MANIFEST,
     read_commit,
     read_constants,
     read_manifest,
@@ -19,6 +21,8 @@ from mnemoscope.runs.folder import (
     units_in,
 )
 
+STAGES = ("screen", "confirm")
+"""Run folders within that of a finished audit."""
 SHOWN = 10
 """Most missing units that are named."""
 
@@ -67,6 +71,14 @@ class Verified:
         return "\n".join(lines)
 
 
+def runs_in(path: str | Path) -> tuple[Path, ...]:
+    """Return a run folder and those that lie in it, as the stages of an audit do."""
+    path = Path(path)
+    inner = sorted(path.iterdir()) if path.is_dir() else []
+    within = (one for one in inner if (one / MANIFEST).is_file() or (one / COPY).is_file())
+    return path, *within
+
+
 def verify(path: str | Path) -> Verified:
     """Read every file of a run folder and compare it with its digest.
 
@@ -108,11 +120,13 @@ def verify(path: str | Path) -> Verified:
         missing = max(0, sum(manifest.units.values()) - len(names))
         first = manifest.missing(frozenset(names))
         if manifest.status == "complete":
-            lost = tuple(islice(first, missing))
+            stages = STAGES if manifest.flow == "audit" else ()
+            gone = (stage for stage in stages if path / stage not in runs_in(path))
+            lost = (*islice(first, missing), *gone)
         elif manifest.status == "interrupted":
             # Units are finished in order, so that those that are gone come first.
             lost = tuple(islice(first, max(0, manifest.done - len(names))))
-        ahead = missing - len(lost)
+        ahead = max(0, missing - len(lost))
     return Verified(
         path,
         None if manifest is None else manifest.status,

@@ -37,6 +37,9 @@ SLACK = 1 / 510
 """Most by which rounding moves a value of a print."""
 BLOCK = 2**16
 """Prints that are compared at a time; in float32 they take 50 MB."""
+ALIKE = 0.02
+"""Distance of two prints, RGB from 0 to 1, below which two images are all but the same picture:
+one that was saved anew or resized, not one that was cropped or recoloured."""
 NOTHING = 0
 """Name of an image that cannot be used."""
 

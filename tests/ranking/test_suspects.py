@@ -1,0 +1,99 @@
+"""What stands out in a data set before a model is asked, against a search of every pair."""
+
+import numpy as np
+import pytest
+
+from mnemoscope.ranking.suspects import K, alike, alone, suspects, words_of
+from mnemoscope.severity.nearest import ALIKE, Whole
+
+SIZE = (64, 64)
+
+
+def prints(n, seed=0):
+    """Draw prints that differ most along one axis, as those of pictures do."""
+    rng = np.random.default_rng(seed)
+    light = rng.normal(0, 40, (n, 1)) + rng.normal(0, 12, (n, 192))
+    return np.clip(light + 128, 0, 255).astype(np.uint8)
+
+
+def near(of, by, seed):
+    moved = of.astype(int) + np.random.default_rng(seed).integers(-by, by + 1, of.shape)
+    return np.clip(moved, 0, 255).astype(np.uint8)
+
+
+def distances(of):
+    values = of.astype(np.float64) / 255
+    return np.sqrt(np.mean((values[:, None] - values[None]) ** 2, axis=2))
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    some = prints(300)
+    copies = [near(some[:40], by, seed) for seed, by in enumerate((3, 8, 12))]
+    return np.concatenate([some, *copies])[np.random.default_rng(5).permutation(420)]
+
+
+def test_no_pair_that_is_alike_is_overlooked(crowd, monkeypatch):
+    # Blocks smaller than the set: windows begin and end inside it.
+    monkeypatch.setattr("mnemoscope.ranking.suspects.BLOCK", 32)
+    apart = distances(crowd)
+    np.fill_diagonal(apart, np.inf)
+    counts, nearest = alike(crowd)
+    assert counts.tolist() == (apart <= ALIKE).sum(axis=1).tolist()
+    assert 40 < (counts > 0).sum() < 200
+    found = nearest >= 0
+    assert np.array_equal(found, counts > 0)
+    assert np.allclose(apart[found, nearest[found]], apart[found].min(axis=1))
+
+
+def test_how_alone_a_picture_lies_is_its_fifth_distance(crowd):
+    apart = distances(crowd)
+    apart[apart <= ALIKE] = np.inf
+    # The sample is the whole of so small a set.
+    assert np.allclose(alone(crowd, seed=0), np.sort(apart, axis=1)[:, K - 1], atol=1e-5)
+    assert np.isnan(alone(crowd[:3], seed=0)).all()
+
+
+def test_few_or_equal_pictures_are_no_trouble():
+    assert alike(prints(1))[1].tolist() == [-1]
+    counts, nearest = alike(np.zeros((5, 192), dtype=np.uint8))
+    assert counts.tolist() == [4] * 5
+    assert all(at != twin for at, twin in enumerate(nearest))
+
+
+def test_words_know_neither_case_nor_marks():
+    assert words_of("A red fox!") == words_of("a  Red, FOX")
+    assert words_of("a red fox") != words_of("red a fox")
+
+
+def test_every_reason_is_told_by_the_narrowest():
+    shown = np.concatenate([prints(8, seed=3), np.zeros((1, 192), dtype=np.uint8)])
+    # Item 1 is all but item 0, and item 2 is exactly item 3; item 4 shows nothing.
+    shown[1] = near(shown[0], 2, 0)
+    shown[2] = shown[3]
+    names = np.array([1, 2, 3, 3, 0, 6, 7, 8, 9], dtype=np.uint64)
+    texts = ["a", "b", "c", "d", "e", "e", "F", "f", "h"]
+    keys = np.array([100 - ord(text) % 50 for text in texts], dtype=np.uint64)
+    words = np.array([words_of(text) for text in texts], dtype=np.uint64)
+    captions = keys[[0, 1, 2, 3, 4, 6, 7, 8]]
+    found = suspects(Whole(shown, names, SIZE), keys, words, captions, seed=0)
+    at = {text: k for k, text in enumerate("abcdeFfh")}
+    told = {name: {t for t, k in at.items() if some[k]} for name, some in found.reasons.items()}
+    assert told == {
+        "captions": {"e"}, "wordings": {"F", "f"}, "pictures": {"c", "d"}, "alike": {"a", "b"},
+        "alone": set(),
+    }  # fmt: skip
+    assert found.repeats.tolist() == [2, 2, 2, 2, 2, 2, 2, 1]
+    assert found.twin[[at["a"], at["b"]]].tolist() == [1, 0]
+    assert np.isnan(found.alone[at["e"]])
+    assert set(found.some.tolist()) == {at[text] for text in "abcdeFf"}
+
+
+def test_the_most_alone_come_first():
+    shown = prints(300, seed=4)
+    shown[17] = 255 * (np.arange(192) % 2)
+    names = np.arange(1, 301, dtype=np.uint64)
+    found = suspects(Whole(shown, names, SIZE), names, names, names, seed=0)
+    assert len(found.lone) == 3
+    assert found.lone[0] == 17
+    assert found.some.tolist() == found.lone.tolist()
