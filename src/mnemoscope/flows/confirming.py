@@ -11,8 +11,8 @@ Contents: `Images`, what is known of the pictures of a data set; `ConfirmWorker`
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mnemoscope.data.images import ImageSource, decode, fit, load_image, thumbnail
 from mnemoscope.data.prompts import Prompt, PromptList
-from mnemoscope.data.references import Reference, References
+from mnemoscope.data.references import CACHED, Reference, References
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError
 from mnemoscope.evidence.pieces.pictures import Pictures
@@ -52,17 +52,22 @@ FOUND = "inputs-found"
 """Unit of the images that samples turned out to be near to."""
 
 
-@dataclass(frozen=True)
 class Images:
-    """What is known of the pictures of a data set.
+    """What is known of the pictures of a data set; the few that were read last are held.
 
-    Attributes:
+    Args:
         whole: Their prints.
         sources: Where each item's picture is; None where it cannot be used.
     """
 
-    whole: Whole
-    sources: Sequence[ImageSource | None]
+    def __init__(self, whole: Whole, sources: Sequence[ImageSource | None]) -> None:
+        self.whole = whole
+        self.sources = sources
+        self.nulls: dict[str, Float[np.ndarray, " image"]] = {}
+        self._held: OrderedDict[int, Reference] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_held": OrderedDict[int, Reference]()}
 
     @property
     def names(self) -> UInt64[np.ndarray, " item"]:
@@ -75,10 +80,16 @@ class Images:
         Raises:
             InputError: If it cannot be read any more.
         """
+        if place in self._held:
+            self._held.move_to_end(place)
+            return self._held[place]
         source = self.sources[place]
         assert source is not None, "only usable pictures have prints"
         pixels = fit(load_image(source).pixels, self.whole.size)
-        return Reference(f"{int(self.names[place]):016x}", pixels)
+        self._held[place] = Reference(f"{int(self.names[place]):016x}", pixels)
+        while len(self._held) > CACHED:
+            self._held.popitem(last=False)
+        return self._held[place]
 
     def thumbnail(self, place: int) -> bytes | None:
         """Return a small picture of an item; None where it has none, or none any more."""
@@ -230,8 +241,10 @@ class ConfirmWorker(StudyWorker):
     def _nearest(self) -> dict[str, Float[np.ndarray, " image"]]:
         """Return how near images at random are to the nearest other of the whole set.
 
-        Those that are all but the same picture are passed over.
+        Those that are all but the same picture are passed over. It is the same in every round.
         """
+        if self.images.nulls.keys() == self.measures.keys():
+            return self.images.nulls
         found: dict[str, list[float]] = {name: [] for name in self.measures}
         for place in self.others_at:
             mine = self.images.reference(place)
@@ -240,7 +253,8 @@ class ConfirmWorker(StudyWorker):
                 values = measure.index(near).compare(mine.pixels[None])[0]
                 finite = values[torch.isfinite(values)]
                 found[name] += [float(finite.max())] if len(finite) else []
-        return {name: np.array(values) for name, values in found.items()}
+        self.images.nulls = {name: np.array(values) for name, values in found.items()}
+        return self.images.nulls
 
     def _apart(self, place: int, mine: Reference) -> list[Reference]:
         """Return the images nearest to one that are not all but the same."""

@@ -457,15 +457,16 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
                 best[prompt] = max(this, best.get(prompt, this))
     wanted = {(prompt, seed): prompt for prompt, (_, _, seed) in best.items()}
     samples: dict[str, bytes] = {}
-    shown = () if redact else runs
+    seen = () if redact else runs
     columns = ["prompt_id", "seed", "image"]
-    for part in (part for run in shown for part in run.parts("samples", columns)):
+    for part in (part for run in seen for part in run.parts("samples", columns)):
         for row in part.to_pylist():
             if (row["prompt_id"], row["seed"]) in wanted:
                 samples[row["prompt_id"]] = row["image"]
     names = {reference for _, reference, _ in best.values()}
     targets: dict[str, bytes] = {}
-    for part in (part for run in shown for part in run.parts("references", columns[::2])):
+    columns = ["reference_id", "image"]
+    for part in (part for run in seen for part in run.parts("references", columns)):
         for row in part.to_pylist():
             if row["reference_id"] in names:
                 targets[row["reference_id"]] = row["image"]
