@@ -15,7 +15,7 @@ Contents: `Denoiser`, `generators_of`, `initial_noise`, `points_of`, `sample`, `
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -318,6 +318,9 @@ class _Network:
     wheel: Wheel | None
     end: Int[Tensor, " sample"] | None
     seen: Watch | None
+    _joined: dict[tuple[str, ...], Condition] = field(
+        default_factory=dict[tuple[str, ...], Condition], init=False
+    )
 
     def __call__(self, rows: Latents, timestep: Tensor, call: int) -> dict[str, Latents]:
         """Return the raw outputs by branch."""
@@ -332,16 +335,21 @@ class _Network:
             if self.seen is not None:
                 at = group.index("cond") * len(rows) if "cond" in group else None
                 self.seen.rows = None if at is None else slice(at, at + len(rows))
-            condition = [self.conditions[name] for name in group]
             out = self.denoiser(
                 torch.cat([rows] * len(group)) if len(group) > 1 else rows,
                 timestep,
-                cat(condition) if len(group) > 1 else condition[0],
+                self._condition(tuple(group)),
             )
             raw |= dict(zip(group, out.chunk(len(group)), strict=True))
             if self.seen is not None:
                 self.seen.finish()
         return raw
+
+    def _condition(self, group: tuple[str, ...]) -> Condition:
+        if group not in self._joined:
+            parts = [self.conditions[name] for name in group]
+            self._joined[group] = cat(parts) if len(parts) > 1 else parts[0]
+        return self._joined[group]
 
 
 def _seen(
