@@ -414,3 +414,4 @@ def test_the_embedded_model_brings_a_data_set(tmp_path, monkeypatch):
     found = found_of(audit(question, model=model))
     assert found.listed == 8
     assert asked_for == [(tmp_path / "run-data", flow.FURTHER)]
+    assert "mnemoscope audit embedded --" in page_of(found, tmp_path / "page")

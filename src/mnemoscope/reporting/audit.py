@@ -401,7 +401,8 @@ def write(found: Found, out: str | Path | None = None, *, redact_images: bool = 
                 if row is not None
             ],
             manifest=manifest,
-            command=command(manifest.given, "audit"),
+            # What follows the model by its place needs it there, be it the default.
+            command=command({"model": manifest.options["model"]} | manifest.given, "audit"),
             style=style,
             style_digest=digest(style),
         )
