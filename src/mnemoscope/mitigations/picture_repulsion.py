@@ -11,6 +11,10 @@ without the prompt at any call::
 Where the prompt asks for the picture and nothing else, c = b, this is u - strength·(c - u),
 opposite guidance; whatever else it asks for is guided in full. As soon as the path has left the
 picture, a is 0 and so is the repulsion. The score is that of `gated_opposite`; no call is added.
+
+Strength and end belong together: a prompt that names its picture faintly at the first call is left
+for three tenths of the path and goes back to it later, so repulsion lasts for half of it; and what
+lasts must turn the path away early, for a weak one keeps it near the picture all along.
 """
 
 from dataclasses import dataclass
@@ -37,9 +41,9 @@ class PictureRepulsion(Mitigation):
     strengths: ClassVar[tuple[float, ...]] = (0.0, 1.0, 3.0, 5.0, 8.0)
     bounds: ClassVar[Bounds] = {"until": (0.0, 1.0)}
 
-    strength: float = 3.0
+    strength: float = 5.0
     threshold: float = 0.0
-    until: float = 0.3
+    until: float = 0.5
 
     def guide(self, step: Step) -> Latents:
         """Guide towards the prompt and away from the picture."""
