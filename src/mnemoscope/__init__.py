@@ -2,9 +2,9 @@
 
 Public names: `Study` and `run` do a study, `open_run` reads what it left, `report` makes a page of
 it, `detect` scores prompts, `explain` says where and by which words, `attach` watches a live
-pipeline, `guard` acts on it and `guider` does so where guiders are taken, `load_model` loads a
-model. They are imported when first used, so importing the package
-is cheap.
+pipeline, `guard` acts on it and `guider` does so where guiders are taken, `TrainingAudit` audits a
+training at its checkpoints, `load_model` loads a model. They are imported when first used, so
+importing the package is cheap.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mnemoscope.flows.detect import detect
     from mnemoscope.flows.explain import explain
     from mnemoscope.flows.study import Study, run
+    from mnemoscope.flows.training import TrainingAudit
     from mnemoscope.guarding.guider import guider
     from mnemoscope.guarding.live import guard
     from mnemoscope.models import load_model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Study",
+    "TrainingAudit",
     "attach",
     "detect",
     "explain",
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Study": "flows.study",
+    "TrainingAudit": "flows.training",
     "attach": "sampling.attach",
     "detect": "flows.detect",
     "explain": "flows.explain",

@@ -27,6 +27,10 @@ class RunError(MnemoscopeError, RuntimeError):
     """A run folder is damaged, belongs to another study, or cannot be written."""
 
 
+class MemorizingError(MnemoscopeError, RuntimeError):
+    """A training was stopped because its model gives training images back."""
+
+
 class RefusedError(MnemoscopeError, RuntimeError):
     """A guard refused to sample a prompt that looks memorized."""
 
