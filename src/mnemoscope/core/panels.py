@@ -42,7 +42,12 @@ class Series:
 
 @dataclass(frozen=True)
 class CurvePanel:
-    """Curves over the path."""
+    """Curves over the path, or over another quantity.
+
+    Attributes:
+        log_x: Whether x is logarithmic.
+        log_y: Whether y is logarithmic.
+    """
 
     title: str
     x_label: str
@@ -50,6 +55,7 @@ class CurvePanel:
     caption: str
     series: tuple[Series, ...]
     log_y: bool = False
+    log_x: bool = False
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,7 @@ class Stage:
         lr: Peak learning rate; warmed up over 100 steps, then a cosine to 0.
         steps: Length of the stage.
         decay: Decay of the running average of the weights, which is what ships.
+        constant: Whether the rate stays at its peak instead; the stage can then be lengthened.
     """
 
     folder: Path
@@ -187,6 +188,7 @@ class Stage:
     lr: float
     steps: int
     decay: float = 0.998
+    constant: bool = False
 
     def __post_init__(self) -> None:
         """Load what an earlier run of the stage left."""
@@ -238,6 +240,17 @@ class Stage:
         for p, a in zip(self.parameters, self.average, strict=True):
             p.data.copy_(a)
 
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Put the averaged weights into the networks for a while."""
+        trained = [p.detach().clone() for p in self.parameters]
+        self.averaged()
+        try:
+            yield
+        finally:
+            for p, own in zip(self.parameters, trained, strict=True):
+                p.data.copy_(own)
+
     def run(
         self,
         loss: Callable[[int], Tensor],
@@ -263,8 +276,9 @@ class Stage:
             while self.step < self.steps:
                 warm = min(1.0, (self.step + 1) / 100)
                 cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * self.step / self.steps)))
+                fall = 1.0 if self.constant else float(cosine)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr * warm * float(cosine)
+                    group["lr"] = self.lr * warm * fall
                 value = loss(self.step)
                 value.backward()
                 nn.utils.clip_grad_norm_(self.parameters, 1.0)
