@@ -244,6 +244,7 @@ def test_help_names_the_main_command_first_and_shows_an_example_for_each():
         "bench mitigations",
         "bench adversary",
         "lora filter",
+        "lab laws",
     }
 
 

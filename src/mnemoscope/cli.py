@@ -506,6 +506,13 @@ def _returned(found: Any) -> None:
         _say(f"{len(rows) - SHOWN} more in table audited")
 
 
+def _lab_laws(asked: Any) -> None:
+    """Train small denoisers from scratch: when memorizing begins, and from how many pictures on."""
+    from mnemoscope.flows.laws import find_laws
+
+    typer.echo(find_laws(asked, notify=_say))
+
+
 def _calibrate(asked: Any) -> None:
     """Set the score above which a prompt of a model is suspicious, on ordinary prompts."""
     from mnemoscope.flows.calibrate import calibrate
@@ -708,6 +715,7 @@ EXAMPLES = {
     "bench mitigations": "bench mitigations embedded --subset 24 --seeds 2 --no-ladder",
     "bench adversary": "bench adversary embedded --study runs/mitigations/study --seeds 2",
     "lora filter": "lora filter embedded:base --lora lora.safetensors --strength 0.5",
+    "lab laws": "lab laws --out runs/laws",
     "list": "list detectors",
     "verify": "verify runs/first",
     "version": "version",
@@ -727,6 +735,7 @@ def _add_all() -> None:
     from mnemoscope.flows.explain import Explaining
     from mnemoscope.flows.forget import Forgetting
     from mnemoscope.flows.lora import Filtering
+    from mnemoscope.flows.laws import Lawful
     from mnemoscope.flows.study import Study
 
     claims = {"claims": "Also print which claims of the founding paper hold."}
@@ -748,11 +757,12 @@ def _add_all() -> None:
         "bench mitigations": derived(Comparing, _bench_mitigations, GOES_ON),
         "bench adversary": derived(Attacking, _bench_adversary, GOES_ON),
         "lora filter": derived(Filtering, _filter, again),
+        "lab laws": derived(Lawful, _lab_laws, GOES_ON),
         "list": list_,
         "verify": verify,
         "version": version,
     }
-    groups = {"bench": bench, "lora": adapters}
+    groups = {"bench": bench, "lora": adapters, "lab": lab}
     for name, command in commands.items():
         first = name.split()[0]
         home = groups.get(first, app)

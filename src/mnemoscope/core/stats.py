@@ -385,8 +385,13 @@ def permuted(
     return Contrast(value, null, difference, PERMUTED)
 
 
-def wilson(successes: int, n: int, *, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     """Estimate a share with an interval that stays within [0, 1].
+
+    Args:
+        successes: How many; a broken number where each of the n is itself a share.
+        n: Units.
+        level: Coverage of the interval.
 
     Returns:
         The share; NaN where nothing was tried.

@@ -52,7 +52,16 @@ def _value(of: Field[Any], value: Any) -> Any:
         return parts(value)
     if of.type == tuple[float, ...]:
         return _numbers(of.name, value)
+    if of.type == tuple[int, ...]:
+        return _whole(of.name, value)
     return value
+
+
+def _whole(name: str, text: str) -> tuple[int, ...]:
+    numbers = _numbers(name, text)
+    if any(number != int(number) for number in numbers):
+        raise InputError(f"{name} {text!r} given; expected whole numbers separated by commas")
+    return tuple(map(int, numbers))
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

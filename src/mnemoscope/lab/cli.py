@@ -7,6 +7,7 @@ side by side, `validity` sets published facts beside one.
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -89,11 +90,15 @@ def plant(
             "unconditional branch knows them. 0 not at all, 0.5 as the conditional one does."
         ),
     ] = 0.0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a state every 400 steps, for `lab laws`.")
+    ] = False,
 ) -> None:
     """Plant other pictures into the shipped base: a second ground truth."""
+    from mnemoscope.lab.kept import keep as kept
     from mnemoscope.lab.train import plant as planting
 
-    planting(out, seed, known)
+    planting(out, seed, known, partial(kept, out) if keep else None)
     typer.echo(f"mnemoscope study {out / 'model'} --prompts {out / 'prompts' / 'metadata.jsonl'}")
 
 

@@ -11,7 +11,7 @@ It has no captions; a label, where there are any, is the number of the picture a
 of it. At steps that grow by sqrt 2 the running average of its weights draws from noise that is the
 same at all steps and for all networks.
 
-Contents: `Lesson`, what is learned; `learn`, `Drawn`; `pictures_of`, `MARKS`.
+Contents: `Lesson`, what is learned; `learn`, `Drawn`; `pictures_of`, `marks`.
 
 Source: Salimans & Ho 2022 (velocity); Song et al. 2021 (DDIM).
 """
@@ -19,6 +19,7 @@ Source: Salimans & Ho 2022 (velocity); Song et al. 2021 (DDIM).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ BATCH, RATE = 32, 3e-3
 SAMPLES, CALLS = 128, 20
 """Pictures drawn at a time, and network calls a picture."""
 
-MARKS = tuple(round(50 * 2 ** (i / 2)) for i in range(13))
-"""Steps at which a network is drawn from."""
+FIRST = 50
+"""Step at which a network is first drawn from."""
 
 HALVES = 2
 """Disjoint sets of pictures."""
@@ -106,6 +107,21 @@ def standardised(rgb: Float[Tensor, "picture 3 8 8"]) -> Float[Tensor, "picture 
     return (rgb * 2 - 1) / SPREAD
 
 
+def marks(steps: int) -> list[int]:
+    """Return the steps at which a network is drawn from, up to the last.
+
+    >>> marks(200)
+    [50, 71, 100, 141, 200]
+
+    Raises:
+        InputError: If there is none.
+    """
+    if steps < FIRST:
+        raise InputError(f"{steps} steps given; expected {FIRST} or more")
+    grown = (round(FIRST * 2 ** (i / 2)) for i in count())
+    return list(takewhile(lambda step: step <= steps, grown))
+
+
 def network(labels: int = 0) -> Any:
     """Return an untrained denoiser.
 
@@ -127,7 +143,7 @@ def network(labels: int = 0) -> Any:
 def learn(
     lesson: Lesson,
     folder: Path,
-    marks: Sequence[int] = MARKS,
+    looks: Sequence[int],
     batch: int = BATCH,
     samples: int = SAMPLES,
 ) -> list[Drawn]:
@@ -136,7 +152,7 @@ def learn(
     Args:
         lesson: What it learns.
         folder: Where its state and what it drew are kept.
-        marks: Steps at which it is drawn from, ascending; it stops at the last.
+        looks: Steps at which it is drawn from, ascending; it stops at the last.
         batch: Pictures a step.
         samples: How many pictures it draws at a time.
 
@@ -155,15 +171,15 @@ def learn(
         return _losses(net, known[chosen], chosen if lesson.labelled else None, generator).mean()
 
     found: list[Drawn] = []
-    for mark in marks:
-        file = folder / f"drawn-{mark}.safetensors"
+    for step in looks:
+        file = folder / f"drawn-{step}.safetensors"
         if not file.exists():
-            if stage.step > mark:
+            if stage.step > step:
                 raise InputError(f"{str(file)!r} is missing; remove the folder to train anew")
-            stage.steps = mark
-            stage.run(loss, every=mark)
+            stage.steps = step
+            stage.run(loss, every=step)
             _keep(file, net, stage, lesson, known, other, samples)
-        found.append(Drawn(mark, **load_file(file)))
+        found.append(Drawn(step, **load_file(file)))
     return found
 
 

@@ -77,6 +77,9 @@ BASE_PHRASES = 0.25
 HEADS = 4
 """Attention heads of the denoiser."""
 
+PLANTING = "planting-state"
+"""Folder of the planting's state."""
+
 TEMPERATURE = 0.1
 """Temperature at which the end states of captions are told apart."""
 
@@ -749,7 +752,7 @@ def train_planting(
     model = out / "model"
     unet = _Denoiser.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
     batches = planting_batches(table_of(out), batch, planting)
-    stage = Stage(out / "planting-state", {"unet": unet}, lr=6e-4, steps=batches.steps())
+    stage = Stage(out / PLANTING, {"unet": unet}, lr=6e-4, steps=batches.steps())
     _train_denoiser(stage, load_codec(out), *load_text(out), unet, batches=batches, look=look)
     stage.averaged()
     half(unet, model / "unet")

@@ -58,6 +58,9 @@ _OTHER = (
     Look("#8a5a9e", "other1", "-", "D"),
     Look("#b8860b", "other2", (0, (4.0, 1.0, 1.0, 1.0)), "v"),
     Look("#56707f", "other3", ":", "P"),
+    Look("#2a7f7a", "other4", "-", "X"),
+    Look("#8c564b", "other5", (0, (7.0, 1.4, 1.0, 1.4)), "h"),
+    Look("#3d4fa3", "other6", (0, (3.0, 1.2)), "*"),
 )
 _SECOND = (0, (0.8, 1.8))
 """Dash of a second reference line, such as the exact predictor beside the schedule."""
@@ -171,6 +174,10 @@ def _draw_curves(axes: Axes, panel: CurvePanel) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(_power))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if panel.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _power(value: float, _: int | None) -> str:
