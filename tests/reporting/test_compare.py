@@ -66,3 +66,22 @@ def test_runs_that_share_nothing_are_refused(whole_run: Run, tmp_path: Path) -> 
     third = world.write(tmp_path / "third", tables)
     with pytest.raises(RunError, match="share no guidance scale"):
         compare(whole_run, third, tmp_path)
+
+
+def test_prompts_that_copy_another_image_are_told_apart(whole_run: Run, tmp_path: Path) -> None:
+    tables = world.rows()
+    for row in tables["severity"]:
+        if row["prompt_id"] == "p2" and row["recipe"] == world.recipe_of(7.5):
+            row |= {"mean": 0.3, "own_seeds": [], "elsewhere_seeds": [0, 1, 2]}
+    other = world.write(tmp_path / "other", tables)
+    b = _side(other, "B", 7.5, "l2")
+    assert b.states == _side(whole_run, "A", 7.5, "l2").states | {"p2": "another"}
+    assert b.told("p2") == "copies another image, 3 of 4 samples"
+    text = compare(other, whole_run, tmp_path / "page").read_text("utf-8")
+    assert "1 copy another training image in A, 0 in B." in text
+    assert '<span class="another">A: <strong>copies another image, 3 of 4 samples</strong>' in text
+    assert '<span class="plain">B: <strong>not memorized</strong>' in text
+    # The dots of the figure have the colour that they have on the page of a run.
+    figure = text[text.index("Severity of each prompt in both runs") :]
+    assert "copies another in A (n = 1)" in text
+    assert "var(--another)" in figure[: figure.index("</svg>")]

@@ -385,7 +385,7 @@ def permuted(
     return Contrast(value, null, difference, PERMUTED)
 
 
-def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
+def wilson(successes: int | float, n: int, *, level: float = 0.95) -> Estimate:
     """Estimate a share with an interval that stays within [0, 1].
 
     Args:

@@ -2,7 +2,8 @@
 
 `lora` trains an adapter on that base, `evaluate` measures a model, `prompts` writes a planted table
 as a prompt file, `dataset` writes what a planting showed as a data set, `findings` sets studies
-side by side, `validity` sets published facts beside one.
+side by side, `validity` sets published facts beside one. `laws` is a flow, and added by the command
+line.
 """
 
 import json

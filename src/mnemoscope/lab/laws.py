@@ -26,7 +26,7 @@ Source: Yoon et al. 2023 and Bonnaire et al. 2025 (1/3, onset; arXiv 2505.17638)
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
@@ -160,16 +160,11 @@ class Size:
     def _set(self, half: int) -> Float[Tensor, "picture 3 8 8"]:
         return pictures_of(half % HALVES, self.pictures)
 
-    def distance(self, weights: Weights) -> Float[np.ndarray, "draw look"]:
-        """Return how far samples lie from scenes, the networks' mean."""
+    def distance(self, weights: Weights, at: int) -> Float[np.ndarray, " draw"]:
+        """Return how far the samples of a look lie from scenes, the networks' mean."""
         scenes = _flat(pictures_of(HALVES, SCENES))
-        return np.mean(
-            [
-                np.stack([energy(weights, _flat(look.samples), scenes) for look in looks], axis=1)
-                for looks in self.looks
-            ],
-            axis=0,
-        )
+        apart = [energy(weights, _flat(looks[at].samples), scenes) for looks in self.looks]
+        return np.stack(apart).mean(0)
 
     def onset(self, weights: Weights) -> Float[np.ndarray, " draw"]:
         """Return the step at which half of the samples are copies."""
@@ -177,7 +172,8 @@ class Size:
 
     def settled(self, weights: Weights) -> Float[np.ndarray, " draw"]:
         """Return the step at which the distance to scenes has fallen for the most part."""
-        distance = self.distance(weights)
+        looks = range(len(self.steps))
+        distance = np.stack([self.distance(weights, at) for at in looks], axis=1)
         first, least = distance[:, 0], distance.min(1)
         return passing(self.steps, -distance, -(first + MOST * (least - first)))
 
@@ -196,14 +192,11 @@ class Size:
         Args:
             shift: 0 for the pictures they learned, 1 for as many that they did not.
         """
-        return np.mean(
-            [
-                (_unit(looks[-1].samples) @ _unit(self._set(half + shift)).mT).amax(1)
-                for half, looks in enumerate(self.looks)
-            ],
-            axis=0,
-            dtype=np.float64,
-        )
+        closest = [
+            (_unit(looks[-1].samples) @ _unit(self._set(half + shift)).mT).amax(1)
+            for half, looks in enumerate(self.looks)
+        ]
+        return torch.stack(closest).double().mean(0).numpy()
 
 
 def _flat(rgb: Float[Tensor, "picture 3 8 8"]) -> Float[Tensor, "picture 192"]:
@@ -356,7 +349,7 @@ class Laws:
         return CurvePanel(
             "Memorizing begins later the more pictures there are",
             "step of training",
-            "share of samples that are copies",
+            "share that are copies",
             f"A copy is nearer to a picture than a third of the distance to the next. {_BAND}",
             tuple(lines),
             log_x=True,
@@ -368,11 +361,7 @@ class Laws:
                 f"N = {size.pictures}",
                 size.steps,
                 [
-                    estimate(
-                        lambda weights, size=size, at=at: size.distance(weights)[:, at],
-                        size.own.shape[1],
-                        "distance",
-                    )
+                    estimate(partial(size.distance, at=at), size.own.shape[1], "distance")
                     for at in range(len(size.steps))
                 ],
             )
@@ -418,7 +407,7 @@ class Laws:
         return CurvePanel(
             f"What is memorized after {self.sizes[0].steps[-1]:g} steps",
             "number of pictures N",
-            "share of samples that are copies",
+            "share that are copies",
             f"{_BAND}",
             tuple(lines),
             log_x=True,
@@ -441,7 +430,7 @@ class Laws:
             BarPanel(
                 f"Labels that say nothing, N = {many}",
                 "",
-                "share of samples that are copies",
+                "share that are copies",
                 "A label is the number of a picture. Bars: 95 % intervals over samples.",
                 tuple(bars),
             )
@@ -506,7 +495,7 @@ class Laws:
             CurvePanel(
                 "What is repeated more is reproduced more",
                 "repetitions",
-                "share of samples reproduced",
+                "share reproduced",
                 "The model inside at g = 7.5. Bands: 95 %, Wilson, a prompt as the unit.",
                 tuple(dose),
                 log_x=True,
@@ -514,7 +503,7 @@ class Laws:
             CurvePanel(
                 "Guidance brings more of it out",
                 "guidance scale g",
-                "share of samples reproduced",
+                "share reproduced",
                 "The model inside, both kinds of caption. Bands: 95 %, Wilson, a prompt as the "
                 "unit.",
                 tuple(by_guidance),
@@ -544,7 +533,7 @@ class Laws:
             CurvePanel(
                 "A planting: what is repeated more comes first",
                 "step of training",
-                "share of samples reproduced",
+                "share reproduced",
                 "Planted pictures at g = 7.5. Bands: 95 %, bootstrap over pictures.",
                 tuple(lines),
             )

@@ -88,18 +88,20 @@ class Drawn:
 
     step: int
     samples: Float[Tensor, "sample 3 8 8"]
-    seen: Float[Tensor, " picture"]
-    unseen: Float[Tensor, " picture"]
+    seen: Float[Tensor, " known"]
+    unseen: Float[Tensor, " other"]
+
+
+def pictures_of(half: int, n: int) -> Float[Tensor, "picture 3 8 8"]:
+    """Return the first n pictures of a set, RGB from 0 to 1."""
+    return torch.cat([_chunk(half, i) for i in range(-(-n // _CHUNK))])[:n]
 
 
 @cache
-def pictures_of(half: int, n: int) -> Float[Tensor, "picture 3 8 8"]:
-    """Return the first n pictures of a set, RGB from 0 to 1."""
-    chunks = -(-n // _CHUNK)
+def _chunk(half: int, i: int) -> Float[Tensor, "picture 3 8 8"]:
     # Sets are streams of scenes far apart; none is as long as the distance between them.
-    start = 70_000_000 + 100_000 * half
-    scenes = torch.cat([Scenes(start + i).batch(_CHUNK)[0] for i in range(chunks)])
-    return F.adaptive_avg_pool2d(scenes[:n], SIDE)
+    scenes, _ = Scenes(70_000_000 + 100_000 * half + i).batch(_CHUNK)
+    return F.adaptive_avg_pool2d(scenes, SIDE)
 
 
 def standardised(rgb: Float[Tensor, "picture 3 8 8"]) -> Float[Tensor, "picture 3 8 8"]:
@@ -203,8 +205,8 @@ def _keep(
     net: Any,
     stage: Stage,
     lesson: Lesson,
-    known: Float[Tensor, "picture 3 8 8"],
-    other: Float[Tensor, "picture 3 8 8"],
+    known: Float[Tensor, "known 3 8 8"],
+    other: Float[Tensor, "other 3 8 8"],
     samples: int,
 ) -> None:
     """Draw with the averaged weights, and write what was drawn."""

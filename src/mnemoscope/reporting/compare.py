@@ -36,15 +36,17 @@ from mnemoscope.core.stats import Estimate, bootstrap
 from mnemoscope.errors import RunError
 from mnemoscope.mechanism.base import PATH_GUIDANCE, quantiles
 from mnemoscope.reporting import figures
+from mnemoscope.reporting.copies import Counts, copies, counted
 from mnemoscope.reporting.details import ON_CARD, shortened
-from mnemoscope.reporting.explorer import card
+from mnemoscope.reporting.explorer import State, card, state_of
 from mnemoscope.reporting.page import PARTS, Drawn, command, digest, environment
 from mnemoscope.reporting.quantities import Key, Quantities, quantities
+from mnemoscope.reporting.severity import GROUPS
 from mnemoscope.reporting.text import interval, number, visible
 from mnemoscope.reporting.verdict import Row, measure_of, verdict
 from mnemoscope.runs.folder import Run
 from mnemoscope.runs.records import write_atomically
-from mnemoscope.severity.truth import judge
+from mnemoscope.severity.truth import NOT_JUDGED, judge
 
 OURS = "prompts with an image"
 """The population that is counted: prompts with a training image."""
@@ -77,6 +79,8 @@ class Side:
         memorized: Prompts it reproduces.
         known: Prompts of which it is known whether it does.
         controls: Controls, whose images were held out.
+        states: State of each prompt, as on the page of a run.
+        copied: Copies among the samples of each prompt.
         unjudged: Why it is not known of the others.
     """
 
@@ -89,7 +93,17 @@ class Side:
     memorized: frozenset[str]
     known: frozenset[str]
     controls: frozenset[str]
+    states: Mapping[str, State]
+    copied: Mapping[str, Counts]
     unjudged: str
+
+    def told(self, prompt: str) -> str:
+        """Say in which state a prompt is."""
+        label = GROUPS[self.states[prompt]][0]
+        if self.states[prompt] != "another":
+            return label
+        counts = self.copied[prompt]
+        return f"{label} image, {counts.another} of {counts.n} samples"
 
 
 @dataclass(frozen=True)
@@ -217,8 +231,10 @@ def _common_guidance(before: Run, after: Run) -> float:
 def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
     rows = {
         name: run.table(name).to_pylist()
-        for name in ("prompts", "samples", "severity", "null", "convergence", "statistics")
-    }
+        for name in (
+            "prompts", "samples", "similarities", "severity", "null", "convergence", "statistics"
+        )
+    }  # fmt: skip
     record = mechanism.read(run)
     computed = quantities(record)
     severity = [row for row in rows["severity"] if row["guidance"] == guidance]
@@ -250,6 +266,10 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
         rows["statistics"],
         measure,
     )
+    controls = frozenset(row["prompt_id"] for row in rows["prompts"] if row["group"] == "control")
+    counts = counted(copies(rows["prompts"], rows["similarities"], severity, rows["null"], measure))
+    copied = {row["prompt_id"]: counts.get((row["prompt_id"], guidance), Counts())
+              for row in rows["prompts"]}  # fmt: skip
     return Side(
         run,
         label,
@@ -259,7 +279,14 @@ def _side(run: Run, label: str, guidance: float, measure: str) -> Side:
         computed,
         found.memorized,
         frozenset(name for name, one in found.judged.items() if one.memorized is not None),
-        frozenset(row["prompt_id"] for row in rows["prompts"] if row["group"] == "control"),
+        controls,
+        {
+            name: state_of(
+                found.judged.get(name, NOT_JUDGED), copied[name], control=name in controls
+            )
+            for name in copied
+        },
+        copied,
         found.unjudged,
     )
 
@@ -349,12 +376,13 @@ def _most(
         sides: list[dict[str, Any]] = []
         for side in (a, b):
             pictures = side.samples.get(name, ())[:ON_CARD]
+            about = {"state": side.states[name], "told": side.told(name)}
             if redact:
                 held = [] if target is None else [target]
-                sides.append({"digests": [shortened(one) for one in (*held, *pictures)]})
+                sides.append(about | {"digests": [shortened(one) for one in (*held, *pictures)]})
             elif drawn := card(target, pictures):
                 data = base64.b64encode(drawn).decode("ascii")
-                sides.append({"card": f"data:image/webp;base64,{data}"})
+                sides.append(about | {"card": f"data:image/webp;base64,{data}"})
         if len(sides) == 2 and change(row):
             shown.append(
                 {
@@ -401,6 +429,9 @@ def _sentences(
             f" Of {len(both)} with a training image {gone} reproduce it in A only, {new} in B "
             f"only, by {measure}."
         )
+        strays = [sum(side.states[name] == "another" for name in both) for side in (a, b)]
+        if any(strays):
+            first += f" {strays[0]} copy another training image in A, {strays[1]} in B."
     ours = [name for name in shared if name not in a.controls]
     if left := len(ours) - len(both):
         side = a if any(name not in a.known for name in ours) else b
@@ -457,16 +488,6 @@ def _panels(
     x, y = (side.values["severity"] for side in (a, b))
     both = [name for name in shared if name in x and name in y]
     if both:
-        ours = [name for name in both if name not in a.controls]
-        groups = {
-            "memorized": [p for p in ours if p in a.memorized],
-            "not memorized": [p for p in ours if p in a.known - a.memorized],
-            "not judged": [p for p in ours if p not in a.known],
-            "control": [p for p in both if p in a.controls],
-        }
-        roles: dict[str, Role] = {
-            "memorized": "memorized", "not memorized": "not memorized", "control": "control"
-        }  # fmt: skip
         panels.append(
             ScatterPanel(
                 "Severity of each prompt in both runs",
@@ -477,13 +498,13 @@ def _panels(
                 tuple(
                     Points(
                         f"{label} in A (n = {len(members)})",
-                        roles.get(label, "other"),
+                        role,
                         np.array([x[p] for p in members]),
                         np.array([y[p] for p in members]),
                         tuple(members),
                     )
-                    for label, members in groups.items()
-                    if members
+                    for state, (label, role) in GROUPS.items()
+                    if (members := [name for name in both if a.states[name] == state])
                 ),
                 equal=True,
             )

@@ -134,7 +134,7 @@ def null_panel(nulls: Sequence[Row], found: Verdict) -> CurvePanel | None:
     return CurvePanel(
         "How close unrelated images come",
         f"similarity ({found.measure}), larger is closer",
-        "share of unrelated pairs above it",
+        "share of pairs above it",
         f"Quantiles of {row['n']:,} pairs of unrelated training images, by {found.measure}; the "
         f"last point is the closest pair. Dashed: threshold {number(row['threshold'])}.",
         tuple(series),
