@@ -736,6 +736,7 @@ def _add_all() -> None:
     from mnemoscope.flows.forget import Forgetting
     from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.laws import Lawful
+    from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.study import Study
 
     claims = {"claims": "Also print which claims of the founding paper hold."}
