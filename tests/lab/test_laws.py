@@ -30,8 +30,9 @@ def _drawn(lesson: Lesson, onset: int, step: int) -> Drawn:
     copied = pictures_of(lesson.half, lesson.pictures)
     new = pictures_of(3, SAMPLES)
     at = torch.arange(SAMPLES) % lesson.pictures
-    nothing = torch.zeros(4)
-    return Drawn(step, copied[at] * 0.98 if step >= onset else new, nothing, nothing)
+    # The loss on other pictures turns where memorizing begins.
+    unseen = torch.full((4,), abs(math.log(step / onset)))
+    return Drawn(step, copied[at] * 0.98 if step >= onset else new, torch.zeros(4), unseen)
 
 
 def _found(sizes: dict[int, int], looks=(50, 100, 200, 400, 800, 1600)):
@@ -122,6 +123,8 @@ def test_onsets_in_proportion_to_the_pictures_are_found() -> None:
     assert [size.pictures for size in laws.reached] == [4, 8, 16]
     told = {law: shown for law, shown, _ in laws.rows()}
     assert told["slope of log onset in log N (N = 4, 8, 16)"].startswith("1.000 [1.000, 1.000]")
+    turned = [told[f"step at which the loss on other pictures is least, N = {n}"] for n in (4, 8)]
+    assert turned == ["100", "200"]
     assert told["share at the end, N = 16; of pictures not learned"].startswith("1.000")
     assert told["share at the end, N = 32; of pictures not learned"].startswith("0.000")
     assert told["share at the end, N = 32, without and with labels"].split("; ")[1][:5] == "1.000"

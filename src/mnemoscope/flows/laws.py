@@ -30,11 +30,11 @@ class Lawful:
 
     out: str | Path = option("runs/laws", "Folder of the networks and results.")
     sizes: tuple[int, ...] = option(
-        (8, 16, 32, 64, 256, 1024), "Numbers of pictures; two networks learn disjoint sets of each."
+        (8, 16, 32, 64, 1024), "Numbers of pictures; two networks learn disjoint sets of each."
     )
-    steps: int = option(3200, "Steps of training; more of them lengthen a finished run.")
+    steps: int = option(1600, "Steps of training; more of them lengthen a finished run.")
     labels: tuple[int, ...] = option(
-        (256,), "Numbers of pictures that a network also learns with a label for each."
+        (64,), "Numbers of pictures that a network also learns with a label for each."
     )
     evaluation: str | Path = option(EVALUATION, "What `lab evaluate --out` wrote.")
     planting: str | Path | None = option(None, "Folder of a planting with kept states.")

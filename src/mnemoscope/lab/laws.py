@@ -9,6 +9,7 @@ second nearest of the pictures, x pictures that no network learned::
     onset         step at which the share passes one half
     distance      2·mean|s - x| - mean|s - s'| - mean|x - x'|
     settled       step at which nine tenths of the fall of the distance are done
+    turned        look at which the loss on x is least
     slope         of log onset, or of log settled, in log N, by least squares
     agreement     cos(s, s') of the two networks; its null, of samples from different noise
     dose          share reproduced against repetitions, and against guidance
@@ -177,6 +178,12 @@ class Size:
         first, least = distance[:, 0], distance.min(1)
         return passing(self.steps, -distance, -(first + MOST * (least - first)))
 
+    @property
+    def turned(self) -> int:
+        """Return the step of the look at which the loss on pictures not learned is least."""
+        unseen = [[float(look.unseen.mean()) for look in looks] for looks in self.looks]
+        return int(self.steps[np.mean(unseen, axis=0).argmin()])
+
     def agreement(self, shift: int = 0) -> Float[np.ndarray, " sample"]:
         """Return the cosine of the two networks' last samples.
 
@@ -288,20 +295,22 @@ class Laws:
     def rows(self) -> list[Row]:
         """Return the laws that small networks show."""
         told: list[Row] = []
-        if len(self.reached) > 1:
-            ns = ", ".join(str(size.pictures) for size in self.reached)
-            told += [
+        for sizes, of, name, published in (
+            (self.reached, Size.onset, "onset", "1: in proportion to N (arXiv 2505.17638)"),
+            (self.sizes, Size.settled, "settled", "0: does not move with N (arXiv 2505.17638)"),
+        ):
+            if len(sizes) > 1:
+                ns = ", ".join(str(size.pictures) for size in sizes)
+                slope_of = shown(_slope(sizes, of, f"slope of {name}"))
+                told.append((f"slope of log {name} in log N (N = {ns})", slope_of, published))
+        for size in self.sizes:
+            told.append(
                 (
-                    f"slope of log onset in log N (N = {ns})",
-                    shown(_slope(self.reached, Size.onset, "slope of the onset")),
-                    "1: in proportion to N (arXiv 2505.17638)",
-                ),
-                (
-                    f"slope of log settled in log N (N = {ns})",
-                    shown(_slope(self.reached, Size.settled, "slope of settling")),
-                    "0: does not move with N (arXiv 2505.17638)",
-                ),
-            ]
+                    f"step at which the loss on other pictures is least, N = {size.pictures}",
+                    f"{size.turned}",
+                    "grows with N (arXiv 2505.17638)",
+                )
+            )
         for size in self.sizes:
             told.append(
                 (
@@ -347,7 +356,7 @@ class Laws:
         null = [_mean(look, "share") for look in nulls]
         lines.append(_line("pictures not learned", self.sizes[0].steps, null, "schedule"))
         return CurvePanel(
-            "Memorizing begins later the more pictures there are",
+            "The more pictures, the later it memorizes",
             "step of training",
             "share that are copies",
             f"A copy is nearer to a picture than a third of the distance to the next. {_BAND}",
@@ -368,7 +377,7 @@ class Laws:
             for size in self.sizes
         ]
         return CurvePanel(
-            "Samples come near scenes at the same time",
+            "How near samples come to unseen scenes",
             "step of training",
             "energy distance to scenes",
             f"Energy distance of samples to {SCENES} scenes that no network learned. {_BAND}",
@@ -389,7 +398,7 @@ class Laws:
             lines.append(Series("in proportion to N", "schedule", ns, first * ns / ns[0], None,
                                 None, ns))  # fmt: skip
         return CurvePanel(
-            "When each begins, against the number of pictures",
+            "When each begins",
             "number of pictures N",
             "step of training",
             f"Dashed: in proportion to N. {_BAND}",
@@ -443,9 +452,9 @@ class Laws:
             return _line(label, ns, [_mean(of(size), "cosine") for size in self.sizes], role)
 
         lines = (
-            along("the other network, same noise", "memorized", lambda s: s.agreement()),
-            along("the other network, other noise", "schedule", lambda s: s.agreement(1)),
-            along("nearest picture learned", "not memorized", lambda s: s.nearest()),
+            along("other network, same noise", "memorized", lambda s: s.agreement()),
+            along("other network, other noise", "schedule", lambda s: s.agreement(1)),
+            along("nearest learned", "not memorized", lambda s: s.nearest()),
             along("nearest not learned", "control", lambda s: s.nearest(1)),
         )
         return CurvePanel(
@@ -517,7 +526,7 @@ class Laws:
         times = sorted({row.repetitions for row in self.kept[0].rows})
         lines = [
             _line(
-                f"seen {many} times by the end",
+                f"{many} times in all",
                 steps,
                 [
                     _mean(
@@ -531,7 +540,7 @@ class Laws:
         ]
         return [
             CurvePanel(
-                "A planting: what is repeated more comes first",
+                "A planting on its way",
                 "step of training",
                 "share reproduced",
                 "Planted pictures at g = 7.5. Bands: 95 %, bootstrap over pictures.",
