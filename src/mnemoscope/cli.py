@@ -734,7 +734,6 @@ def _add_all() -> None:
     from mnemoscope.flows.detect import Detection
     from mnemoscope.flows.explain import Explaining
     from mnemoscope.flows.forget import Forgetting
-    from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.laws import Lawful
     from mnemoscope.flows.lora import Filtering
     from mnemoscope.flows.study import Study
