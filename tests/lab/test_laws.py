@@ -142,7 +142,10 @@ def test_figures_show_what_is_there() -> None:
     rows = [row for row in load_planted() if row.family == "verbatim"][::4]
     kept = [Kept(step, rows, np.ones((len(rows), 1), dtype=bool)) for step in (400, 800)]
     evaluation = json.loads(EVALUATION.read_text("utf-8"))
-    drawn = Laws(sizes_of(found), labelled_of(found), evaluation, kept).figures()
+    laws = Laws(sizes_of(found), labelled_of(found), evaluation, kept)
+    told = {law: shown for law, shown, _ in laws.rows()}
+    assert told["onset of pictures seen 384 times in all"].startswith("400.000")
+    drawn = laws.figures()
     assert {name: [type(panel) for panel in panels] for name, panels in drawn.items()} == {
         "laws-onset": [CurvePanel] * 3,
         "laws-pictures": [CurvePanel, BarPanel, CurvePanel],

@@ -122,6 +122,13 @@ def slope(
     return np.log(steps) @ x / (x @ x)
 
 
+def begun(
+    weights: Weights, steps: Float[np.ndarray, " look"], copied: Float[np.ndarray, "look sample"]
+) -> Float[np.ndarray, " draw"]:
+    """Return the step at which half of the samples, weighted, are copies."""
+    return passing(steps, weights @ copied.T, HALF)
+
+
 @dataclass(frozen=True)
 class Size:
     """The networks that learned N pictures each.
@@ -169,7 +176,7 @@ class Size:
 
     def onset(self, weights: Weights) -> Float[np.ndarray, " draw"]:
         """Return the step at which half of the samples are copies."""
-        return passing(self.steps, weights @ self.own.T, HALF)
+        return begun(weights, self.steps, self.own)
 
     def settled(self, weights: Weights) -> Float[np.ndarray, " draw"]:
         """Return the step at which the distance to scenes has fallen for the most part."""
@@ -336,7 +343,24 @@ class Laws:
                     "rises with N to near 1 (arXiv 2310.02557); 0",
                 )
             )
+        steps = np.array([kept.step for kept in self.kept], dtype=np.float64)
+        for many, reproduced in self._planted().items():
+            begins = estimate(
+                partial(begun, steps=steps, copied=reproduced), reproduced.shape[1], "onset"
+            )
+            about = f"onset of pictures seen {many} times in all"
+            told.append((about, shown(begins), "earlier if repeated"))
         return told
+
+    def _planted(self) -> dict[int, Float[np.ndarray, "look picture"]]:
+        """Return the share of samples that reproduce each planted picture, by its repetitions."""
+        if not self.kept:
+            return {}
+        times = np.array([row.repetitions for row in self.kept[0].rows])
+        return {
+            int(many): np.stack([kept.reproduced[times == many].mean(1) for kept in self.kept])
+            for many in np.unique(times)
+        }
 
     def figures(self) -> dict[str, tuple[Panel, ...]]:
         """Return the panels of each figure, by name; those without numbers are left out."""
@@ -523,20 +547,13 @@ class Laws:
         if not self.kept:
             return []
         steps = np.array([kept.step for kept in self.kept], dtype=np.float64)
-        times = sorted({row.repetitions for row in self.kept[0].rows})
         lines = [
             _line(
                 f"{many} times in all",
                 steps,
-                [
-                    _mean(
-                        kept.reproduced[[row.repetitions == many for row in kept.rows]].mean(1),
-                        "share",
-                    )
-                    for kept in self.kept
-                ],
+                [_mean(look, "share") for look in reproduced],
             )
-            for many in times
+            for many, reproduced in self._planted().items()
         ]
         return [
             CurvePanel(
