@@ -19,7 +19,7 @@ from mnemoscope.core.predict import Kind, shown
 from mnemoscope.core.record import Point
 from mnemoscope.errors import InputError, ModelError
 from mnemoscope.models.base import Model
-from mnemoscope.sampling.batching import batch_of
+from mnemoscope.sampling.batching import batch_of, keep_freed
 from mnemoscope.sampling.condition import Condition
 from mnemoscope.sampling.exact import exact_path
 from mnemoscope.sampling.loop import (
@@ -132,6 +132,8 @@ class Bank:
                 f"{recipe.intervention} combines two branches; {model.name!r} has one: "
                 f"{model.no_uncond}"
             )
+        if torch.device(model.device).type == "cpu":
+            keep_freed()
         self.model = model
         self.recipe = recipe
         self.seeds = seeds
