@@ -55,6 +55,7 @@ from mnemoscope.lab.planted import (
 )
 from mnemoscope.lab.scenes import Scenes, drawings
 from mnemoscope.lab.tokenizer import WINDOW, build_tokenizer
+from mnemoscope.sampling.batching import keep_freed
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +271,7 @@ class Stage:
         if self.step >= self.steps:
             return
         self._align()
+        keep_freed()
         average, since = 0.0, time.monotonic()
         with (
             _without_denormals(),
