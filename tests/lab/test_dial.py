@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mnemoscope.errors import InputError
+from mnemoscope.flows.laws import Lawful
 from mnemoscope.lab.dial import DRAWN, FALL, Point, figures
 from mnemoscope.lab.findings import ROWS
 
@@ -20,7 +21,7 @@ def point(known: float, fall: float, auc: float) -> Point:
 
 
 def test_what_is_not_known_is_not_drawn_as_a_number() -> None:
-    scores, falls, first = figures([point(0.5, 3.0, 0.25), point(0.0, 4.0, 0.75)])["dial"]
+    scores, falls, first = figures([point(0.5, 3.0, 0.25), point(0.0, 4.0, 0.75)])
     lines = {series.label: series for series in scores.series}
     assert set(lines) == set(DRAWN)
     np.testing.assert_array_equal(lines["update_band"].y, [0.75, 0.25])
@@ -33,3 +34,9 @@ def test_what_is_not_known_is_not_drawn_as_a_number() -> None:
 def test_one_point_is_no_dial(known: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="expected two or more, each once"):
         figures([point(at, 1.0, 0.5) for at in known])
+
+
+@pytest.mark.parametrize("given", ["runs/half", "half=runs/half", "-1=runs/half"])
+def test_a_point_is_a_number_and_a_folder(given: str) -> None:
+    with pytest.raises(InputError, match="expected K=FOLDER"):
+        Lawful.of_options({"dial": given})

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from mnemoscope.errors import InputError
 from mnemoscope.flows.options import values_of
+from mnemoscope.lab.dial import Point
+from mnemoscope.lab.dial import figures as dial_figures
 from mnemoscope.models.shipped import EVALUATION
 from mnemoscope.options import option
 from mnemoscope.ranking.markdown import table
 from mnemoscope.reporting.figures import save
+from mnemoscope.runs.folder import open_run
 from mnemoscope.runs.records import write_atomically
 
 
@@ -38,6 +43,11 @@ class Lawful:
     )
     evaluation: str | Path = option(EVALUATION, "What `lab evaluate --out` wrote.")
     planting: str | Path | None = option(None, "Folder of a planting with kept states.")
+    dial: tuple[str, ...] = option(
+        (),
+        "Results of `bench detectors` on models that differ in the dial of `lab plant --known` "
+        "alone, K=FOLDER, comma-separated.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be learned.
@@ -45,6 +55,10 @@ class Lawful:
         Raises:
             InputError: If a value is out of range.
         """
+        for given in self.dial:
+            known, equals, _ = given.partition("=")
+            if not equals or not known.replace(".", "", 1).isdecimal():
+                raise InputError(f"dial {given!r} given; expected K=FOLDER, such as 0.5=runs/half")
         if any(size < 2 for size in (*self.sizes, *self.labels)):
             raise InputError("a copy is told from the second nearest picture; sizes begin at 2")
 
@@ -84,7 +98,17 @@ def find_laws(asked: Lawful, notify: Callable[[str], None] | None = None) -> str
     evaluation = json.loads(Path(asked.evaluation).read_text("utf-8"))
     kept = () if asked.planting is None else kept_in(Path(asked.planting))
     laws = Laws(sizes_of(found), labelled_of(found), evaluation, kept)
-    save(laws.figures(), out / "laws.pdf")
+    drawn = dict(laws.figures())
+    if asked.dial:
+        drawn["laws-dial"] = tuple(dial_figures(map(_point, asked.dial)))
+    save(drawn, out / "laws.pdf")
     told = table(["law", "found", "published"], laws.rows())
     write_atomically(out / "laws.md", told.encode())
     return told
+
+
+def _point(given: str) -> Point:
+    """Read what was found at a point of the dial."""
+    known, _, folder = given.partition("=")
+    ranking = pq.read_table(Path(folder) / "ranking.parquet").to_pylist()
+    return Point.of(float(known), open_run(Path(folder) / "study"), ranking)

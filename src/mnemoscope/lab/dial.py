@@ -43,6 +43,9 @@ Told = tuple[float, float, float]
 
 NOTHING: Told = (nan, nan, nan)
 
+Lines = Mapping[str, tuple[Role, list[Told]]]
+"""What each line stands for, and its value at each point, by name."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -97,7 +100,7 @@ def _ordered(points: Iterable[Point]) -> list[Point]:
     return ordered
 
 
-def figures(points: Iterable[Point]) -> dict[str, list[CurvePanel]]:
+def figures(points: Iterable[Point]) -> list[CurvePanel]:
     """Draw the AUC of scores, the fall of wT, and k at the first call, against the dial.
 
     Raises:
@@ -106,34 +109,28 @@ def figures(points: Iterable[Point]) -> dict[str, list[CurvePanel]]:
     ordered = _ordered(points)
     quantities = {row.about: row for row in ROWS}
 
-    def drawn(title: str, y_label: str, lines: Mapping[str, tuple[Role, list[Told]]]) -> CurvePanel:
+    def drawn(title: str, y_label: str, lines: Lines) -> CurvePanel:
         return CurvePanel(
             title,
-            "share of empty captions that go to planted pictures",
+            "planted share of empty captions",
             y_label,
             "Models that differ in the dial alone. Band: 95 %, bootstrap over prompts.",
             tuple(_series(ordered, name, role, values) for name, (role, values) in lines.items()),
         )
 
-    scores: dict[str, tuple[Role, list[Told]]] = {
+    scores: Lines = {
         name: (role, [point.auc.get(name, NOTHING) for point in ordered])
         for name, role in DRAWN.items()
     }
-    fall = [point.quantity(quantities[FALL]) for point in ordered]
-    first = [point.quantity(quantities[FIRST]) for point in ordered]
-    return {
-        "dial": [
-            drawn("Whether a score tells", "AUC", scores),
-            drawn(
-                "How early noise leaves", "largest fall of wT", {"memorized": ("memorized", fall)}
-            ),
-            drawn(
-                "What the first call holds",
-                "k at the first call",
-                {"memorized": ("memorized", first)},
-            ),
-        ]
-    }
+    fall, first = (
+        {"memorized": ("memorized", [point.quantity(quantities[name]) for point in ordered])}
+        for name in (FALL, FIRST)
+    )
+    return [
+        drawn("Whether a score tells", "AUC", scores),
+        drawn("How early the noise leaves", "largest fall of wT", fall),
+        drawn("What the first call holds", "k at the first call", first),
+    ]
 
 
 def _series(points: Sequence[Point], name: str, role: Role, values: Sequence[Told]) -> Series:
