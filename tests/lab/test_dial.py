@@ -15,7 +15,7 @@ def point(known: float, fall: float, auc: float) -> Point:
         "analysis": row.analysis, "name": row.name, "population": row.population,
         "window": "", "reference": row.reference, "value": fall, "low": fall - 1, "high": fall + 1,
     }  # fmt: skip
-    score = {"detector": "update_band", "metric": "auc", "value": auc, "low": None, "high": None}
+    score = {"detector": "gap_norm:all", "metric": "auc", "value": auc, "low": None, "high": None}
     ranking = [{**score, "population": "all"}, {**score, "population": "level 3", "value": 0.1}]
     return Point(known, [statistic], "l2", ranking)
 
@@ -24,7 +24,7 @@ def test_what_is_not_known_is_not_drawn_as_a_number() -> None:
     scores, falls, first = figures([point(0.5, 3.0, 0.25), point(0.0, 4.0, 0.75)])
     lines = {series.label: series for series in scores.series}
     assert set(lines) == set(DRAWN)
-    np.testing.assert_array_equal(lines["update_band"].y, [0.75, 0.25])
+    np.testing.assert_array_equal(lines["gap_norm:all"].y, [0.75, 0.25])
     assert np.isnan(lines["gap_norm"].y).all()
     np.testing.assert_array_equal(falls.series[0].high, [5.0, 4.0])
     np.testing.assert_array_equal(first.series[0].x, [0.0, 0.5])

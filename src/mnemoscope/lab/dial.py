@@ -27,11 +27,9 @@ DRAWN: dict[str, Role] = {
     "consensus_whitened": "not memorized",
     "gap_norm": "memorized",
     "gap_norm:all": "control",
-    "update_band": "other",
     "curvature_difference": "other",
     "bright_ending": "other",
     "attention_entropy": "other",
-    "denoising_loss": "other",
 }
 """Scores that are drawn, and their looks."""
 
