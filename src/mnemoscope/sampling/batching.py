@@ -36,7 +36,8 @@ def keep_freed() -> bool:
     """Have the C library keep what a network call on the CPU frees: the next one asks for as much.
 
     glibc gives blocks of that size back to the system, which has to clear them before it hands them
-    out again: 7 % of the time of a study of the embedded model. Up to 1 GiB stays with the process.
+    out again: in 34 calls of a study of the embedded model 196,000 pages, and 16,000 where they are
+    kept. Up to 1 GiB stays with the process.
 
     Returns:
         Whether it does; another C library is left as it is.
