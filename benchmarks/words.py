@@ -7,12 +7,15 @@ Truth, for word j, with s over seeds and w over words that no score has seen::
 Scores, all at the first call::
 
     change       mean over three other words of ||eps_c(p) - eps_c(w_j(p))|| / ||gap||
+    change, 8    the same over eight
     left out     the same, the word being left out
     input        || d||gap|| / d e_j ||, e_j the word's input embedding
     output       || d||gap|| / d h_j ||, h_j the text encoder's state at the word
 
 What is told is Spearman's correlation over the words of a prompt, its mean over prompts and a 95 %
-bootstrap interval over prompts; at random it is 0. The embedded model's words are one token each.
+bootstrap interval over prompts; at random it is 0. The truth depends on which words are put in, so
+one half of them is held against the other as well ("truth, halves"): no score can be expected to
+agree with it much better. The embedded model's words are one token each.
 
     python -m benchmarks.words
 """
@@ -37,7 +40,7 @@ from mnemoscope.sampling.loop import Branches, generators_of, initial_noise, sam
 
 PLANTED, CONTROLS = 24, 16
 SEEDS, STEPS, GUIDANCE = 3, 12, 7.5
-SEEN, UNSEEN = 3, 2
+SEEN, MORE, UNSEEN = 3, 8, 4
 BATCH = 96
 DRAWS = 2000
 
@@ -116,27 +119,32 @@ def gradients(pipe: Any, text: str, noise: Tensor, timestep: Tensor) -> dict[str
     return {"input": at_input[0].norm(dim=1), "output": at_output[0].norm(dim=1)}
 
 
-def measured(model: Any, text: str, pool: Sequence[str], at: int) -> tuple[list[float], Scores]:
-    """Return the truth of each word, and what each score says."""
+def measured(
+    model: Any, text: str, pool: Sequence[str], at: int
+) -> tuple[list[float], Scores, float]:
+    """Return the truth of each word, what each score says, and how far the truth's halves agree."""
     places = words_of(text)
     noise = initial_noise(generators_of([1000 * at + s for s in range(SEEDS)]), model.latent_shape)
     timestep = model.make_scheduler("auto", 50).timesteps[0]
-    others = replaced(model, text, pool, at, SEEN + UNSEEN)
-    seen = [text for made in others for text in made[:SEEN]]
-    unseen = [text for made in others for text in made[SEEN:]]
+    others = replaced(model, text, pool, at, MORE + UNSEEN)
+    seen = [text for made in others for text in made[:MORE]]
+    unseen = [text for made in others for text in made[MORE:]]
     final = finished(model, [text, *unseen], noise)
-    truth = (final[1:] - final[0]).norm(dim=2).unflatten(0, (len(places), UNSEEN)).mean((1, 2))
+    drawn = (final[1:] - final[0]).norm(dim=2).unflatten(0, (len(places), UNSEEN)).mean(2)
+    truth, one, other = (part.mean(1) for part in (drawn, drawn[:, ::2], drawn[:, 1::2]))
     without = [" ".join((text[: p.start] + text[p.start + len(p.text) :]).split()) for p in places]
     eps = first(model, [text, *seen, *without], noise, timestep)
     moved = (eps[1:] - eps[0]).norm(dim=2).mean(1)
-    change = moved[: len(seen)].unflatten(0, (len(places), SEEN)).mean(1)
+    change = moved[: len(seen)].unflatten(0, (len(places), MORE))
     found = gradients(model.pipeline, text, noise, timestep)
     scores: Scores = {
-        "change": change.tolist(),
+        "change": change[:, :SEEN].mean(1).tolist(),
+        f"change, {MORE}": change.mean(1).tolist(),
         "left out": moved[len(seen) :].tolist(),
         **{name: score[1 : 1 + len(places)].tolist() for name, score in found.items()},
     }
-    return truth.tolist(), scores
+    agreement = float(spearman(one.numpy(), other.numpy()))
+    return truth.tolist(), scores, agreement
 
 
 def told(values: Sequence[float]) -> str:
@@ -155,10 +163,11 @@ def main() -> None:
     pool = pool_of([prompt.text for prompt in embedded_prompts()])
     found: dict[str, list[float]] = {}
     for at, prompt in enumerate(tqdm(prompts, unit="prompt", disable=not sys.stderr.isatty())):
-        truth, scores = measured(model, prompt.text, pool, at)
+        truth, scores, agreement = measured(model, prompt.text, pool, at)
         for name, score in scores.items():
             rho = spearman(np.array(truth), np.array(score))
             found.setdefault(name, []).append(float(rho))
+        found.setdefault("truth, halves", []).append(agreement)
     rows = [
         [name, told(rhos), told(rhos[:PLANTED]), told(rhos[PLANTED:])]
         for name, rhos in found.items()

@@ -57,8 +57,21 @@ def test_prompts_have_rows_of_their_own_and_lone_seeds_have_none():
         x = sitting.tape.x[3 * row.prompt : 3 * row.prompt + 3]
         wanted = x.double().var(dim=0).mean(dim=1)
         torch.testing.assert_close(row.values["x_variance"], wanted, rtol=1e-6, atol=1e-12)
+        # Of three seeds one is odd, and one has no variance.
+        assert "x_variance_odd" not in row.values
     # All seeds of a memorized prompt agree on the picture.
     assert float(rows[0].values["x0_g_cosine"][0]) > float(rows[1].values["x0_g_cosine"][0])
     alone = Bank(model, Recipe(scheduler="ddim", steps=4), 1)
     found = gather(sit(alone, prompts, range(2), [Convergence()]), [Convergence()])
     assert found[Convergence()][1] == ()
+
+
+def test_odd_seeds_have_a_variance_of_their_own():
+    model = load_model("oracle:memorizer")
+    bank = Bank(model, Recipe(scheduler="ddim", steps=4), 5)
+    sitting = sit(bank, [Prompt("a", "never seen")], range(2), [Convergence()])
+    (row,) = gather(sitting, [Convergence()])[Convergence()][1]
+    for name, vector in (("x", sitting.tape.x), ("x0_g", sitting.tape.x0("g"))):
+        wanted = vector[[1, 3]].double().var(dim=0).mean(dim=1)
+        torch.testing.assert_close(row.values[f"{name}_variance_odd"], wanted)
+        assert not torch.allclose(wanted, row.values[f"{name}_variance"])

@@ -153,6 +153,16 @@ def test_a_finished_study_is_used_again(model, prompts, board, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_two_checkpoints_are_ranked_where_the_earlier_is_given(model, prompts, board, tmp_path):
+    name = "curvature_difference:proxy:earlier"
+    given = {"run": board.run, "detectors": [name], "seeds": 2, "steps": 12}
+    without = leaderboard(model, prompts, out=tmp_path / "without", **given)
+    assert math.isnan(without.ranking.get(name).value)
+    found = leaderboard(model, prompts, out=tmp_path / "with", earlier="oracle:mixture", **given)
+    assert math.isfinite(found.ranking.get(name).value)
+    assert json.loads((tmp_path / "with" / "bench.json").read_text())["earlier"] == "oracle:mixture"
+
+
 def test_wrong_combinations_are_refused(model, prompts, board, tmp_path):
     run = open_run(board.path / "study")
     with pytest.raises(InputError, match="another model"):

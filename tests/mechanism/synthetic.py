@@ -144,8 +144,12 @@ def spread(tapes: dict[str, Trajectory], levels: Level) -> Convergence:
             norm = np.sqrt(np.einsum("cii->ci", dots))
             centred = a - a.mean(0)
             kernel = np.einsum("icd,jcd->cij", centred, centred)
+            odd = a[1::2]
             rows = {
                 "variance": a.var(axis=0, ddof=1).mean(-1),
+                "variance_odd": odd.var(axis=0, ddof=1).mean(-1)
+                if len(odd) > 1
+                else np.full(calls, np.nan),
                 "distance": np.mean(
                     [np.linalg.norm(a[i] - a[j], axis=-1) / np.sqrt(d) for i, j in pairs], axis=0
                 ),

@@ -195,6 +195,23 @@ def test_what_chose_a_group_does_not_measure_it(source: Record) -> None:
         assert apart.swapped.severity[7.5][prompt] == pytest.approx(other)
     assert read.swaps == {"a": "b", "b": "c", "c": "a"}
     assert read.tokens["a"] == 3
+    # One odd seed has no variance, so that of both stays.
+    for name, table in source.convergence[7.5].values.items():
+        np.testing.assert_array_equal(apart.convergence[7.5].values[name], table)
+
+
+def test_the_variance_that_is_judged_is_of_seeds_that_did_not_choose_the_groups() -> None:
+    source = record(STRENGTHS, {}, seeds=4)
+    run = FakeRun(source)
+    rows = [row | {"own_seeds": [0, 1, 2, 3]} for row in run._severity()]
+    run._severity = lambda: rows
+    read = mechanism.read(run)
+    for name in ("x_variance", "x0_g_variance"):
+        odd = source.convergence[7.5].values[f"{name}_odd"]
+        np.testing.assert_array_equal(read.apart.convergence[7.5].values[name], odd)
+        whole = source.convergence[7.5].values[name]
+        np.testing.assert_array_equal(read.convergence[7.5].values[name], whole)
+        assert not np.allclose(odd, whole)
 
 
 def test_a_template_counts_by_its_masked_share(source: Record) -> None:

@@ -100,6 +100,9 @@ class Benchmark(Execution, Recipe, Source):
     )
     study: str | Path | None = option(None, "Run folder of a study to take severity from.")
     detectors: tuple[str, ...] = option(("all",), "Detectors, as for detect.")
+    earlier: str | None = option(
+        None, "Earlier checkpoint of the model, for detectors that compare the two."
+    )
     seeds: int = option(4, "Samples a prompt, for severity and for scores.")
     cut: float = option(
         MEMORIZED_SHARE, "Share of samples that are copies if a prompt is memorized."
@@ -208,6 +211,7 @@ def leaderboard(
             known,
             _matching(held or listed(None, name), truth.prompt_id),
             detectors=chosen,
+            earlier=asked.earlier,
             out=out / "scoring" / str(bank),
             guidance=asked.guidance,
             noise=asked.scoring_noise,
@@ -409,6 +413,7 @@ def _write(board: Leaderboard, model: Model, asked: Benchmark) -> None:
         "recipe": dict(board.scores.recipe),
         "banks": board.banks,
         "scoring_noise": asked.scoring_noise,
+        "earlier": asked.earlier,
         "measure": truth.measure,
         "cut": truth.cut,
         "memorized": int((truth.judged & truth.memorized).sum()),

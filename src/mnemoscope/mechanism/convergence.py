@@ -22,7 +22,6 @@ from mnemoscope.mechanism.base import (
     GROUPS,
     Analysis,
     Check,
-    Convergence,
     Measured,
     Record,
     Statistic,
@@ -170,13 +169,14 @@ class SeedConvergence(Analysis):
             self.curves(record, *traces.values()),
             (
                 self.check(0, f"{start:.3f}", ruling(abs(start - 1) <= 0.1, start)),
-                *self._collapse(record.apart, spread),
+                *self._collapse(record.apart),
                 self._falls(record, apart),
             ),
         )
 
-    def _collapse(self, record: Record, spread: Convergence) -> tuple[Check, Check]:
+    def _collapse(self, record: Record) -> tuple[Check, Check]:
         """Compare the variance of memorized prompts with the schedule and with the others'."""
+        spread = record.convergence[record.guidance]
         half = slice(0, spread.values["x_variance"].shape[1] // 2)
         ratio = (spread.values["x_variance"] / spread.sigma**2)[:, half].min(axis=1)
         last = spread.values["x_variance"][:, -1]

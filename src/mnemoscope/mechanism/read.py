@@ -282,7 +282,7 @@ def _convergence(run: Readable, recipes: Mapping[float, str]) -> dict[float, Con
         values: dict[str, Any] = {
             f"{vector}_{kind}": np.full((len(prompts), len(calls)), np.nan)
             for vector in ("x", "x0_g")
-            for kind in ("variance", "distance", "cosine", "rank")
+            for kind in ("variance", "variance_odd", "distance", "cosine", "rank")
         }
         for row in here:
             for name, table in values.items():

@@ -194,6 +194,8 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
             points.x, points.y, s=26, color=look.colour, alpha=0.8, linewidths=0,
             marker=look.marker or "o", label=points.label, gid=f"{_DOTS}{place}",
         )  # fmt: skip
+    if not panel.points:
+        return
     if panel.log_x:
         values = np.concatenate([points.x for points in panel.points])
         # Prices may be 0, which a logarithm has no place for; none is below.

@@ -143,6 +143,14 @@ def _across_seeds(vector: str, prose: str) -> tuple[Column, ...]:
             nullable=True,
         ),
         Column(
+            f"{vector}_variance_odd",
+            pa.float64(),
+            f"the variance of the {prose} across the seeds with odd numbers alone; null where "
+            "there are fewer than two",
+            "latent²",
+            nullable=True,
+        ),
+        Column(
             f"{vector}_distance",
             pa.float64(),
             f"mean over pairs of seeds of the L2 distance of the {prose}, divided by sqrt(d)",

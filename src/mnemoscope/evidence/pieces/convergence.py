@@ -5,6 +5,9 @@ same of the centred vectors::
 
     variance  tr C / ((S - 1)·d)             distance  mean over pairs of |v_s - v_s'| / sqrt(d)
     cosine    mean over pairs of cos         rank      (tr C)² / |C|²  =  (sum l)² / sum l²
+
+The variance is also that of the seeds with odd numbers alone, for claims about prompts that the
+others have told memorized from not.
 """
 
 from collections.abc import Mapping
@@ -53,11 +56,14 @@ class Convergence(Piece[tuple[Level, tuple[Agreement, ...]]]):
             here = [at for at, key in enumerate(sitting.keys) if key[0] == p and ok[at]]
             if len(here) < 2:
                 continue
-            values = {
-                f"{name}_{kind}": value.cpu()
-                for name, vector in vectors.items()
-                for kind, value in across_seeds(vector[here]).items()
-            }
+            odd = [at for at in here if sitting.keys[at][1] % 2 == 1]
+            values: dict[str, Tensor] = {}
+            for name, vector in vectors.items():
+                for kind, value in across_seeds(vector[here]).items():
+                    values[f"{name}_{kind}"] = value.cpu()
+                if len(odd) >= 2:
+                    apart = across_seeds(vector[odd])["variance"]
+                    values[f"{name}_variance_odd"] = apart.cpu()
             rows.append(Agreement(p, len(here), values))
         return tape.level, tuple(rows)
 

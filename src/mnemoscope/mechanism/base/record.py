@@ -166,6 +166,18 @@ class Convergence:
     values: Mapping[str, Float[np.ndarray, "prompt call"]]
     seeds: Int[np.ndarray, " prompt"]
 
+    @property
+    def apart(self) -> "Convergence":
+        """Return the spread with variances across the seeds with odd numbers alone.
+
+        Those stay that are not known so: of prompts with fewer than two such seeds.
+        """
+        values = dict(self.values)
+        for name in ("x_variance", "x0_g_variance"):
+            if (odd := values.get(f"{name}_odd")) is not None:
+                values[name] = np.where(np.isfinite(odd), odd, values[name])
+        return replace(self, values=values)
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -219,8 +231,8 @@ class Record:
     def apart(self) -> "Record":
         """Return the record in which no sample both chose its prompt's group and is measured.
 
-        Groups are those decided on the seeds with even numbers, samples and severity those of odd
-        ones. A record that was not split is returned as it is.
+        Groups are those decided on the seeds with even numbers; samples, severity and variances
+        across seeds those of odd ones. A record that was not split is returned as it is.
 
         Source: ours.
         """
@@ -229,12 +241,13 @@ class Record:
         if not any((found.seeds % 2 == 1).any() for found in self.samples.values()):
             # With one seed a prompt nothing is left to measure by.
             return replace(self, groups={}, decided=None)
-        return replace(self.half(1), groups=self.decided)
+        spread = {g: found.apart for g, found in self.convergence.items()}
+        return replace(self.half(1), groups=self.decided, convergence=spread)
 
     def half(self, parity: int) -> "Record":
         """Return the record of the seeds with odd (1) or even (0) numbers.
 
-        Spread across seeds stays that of all of them, for it was reduced over them.
+        Spread across seeds stays that of all of them: it was reduced over them.
 
         Source: ours.
         """
