@@ -220,7 +220,7 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
     axes.set_ylim(low, high + 0.35 * (high - low))
     line = 11.5 * axes.figure.dpi / 72
     floor = -math.inf
-    for name, x, y in sorted(
+    named = sorted(
         (
             (name, x, y)
             for points in panel.points
@@ -228,7 +228,8 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
             if name in panel.named
         ),
         key=lambda named: named[1],
-    ):
+    )
+    for place, (name, x, y) in enumerate(named):
         across, up = axes.transData.transform((x, y))
         at = max(up + line / 2, floor + line)
         # To the side on which the name has room.
@@ -242,6 +243,9 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
             va="bottom",
             fontsize=_SMALL,
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": _INK, "shrinkA": 0, "shrinkB": 0},
+            # The line of a name further up passes behind those below it.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            zorder=4 - 0.01 * place,
         )
         floor = at
 
