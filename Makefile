@@ -34,6 +34,10 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
@@ -45,10 +49,10 @@ demo: $(VENV)/.ready
 	$(BIN)/mnemoscope study embedded $(DEMO_SUBSET) --out $(DEMO)
 	$(BIN)/mnemoscope report $(DEMO)
 
-test: $(VENV)/.ready
+test: $(VENV)/.dev
 	$(BIN)/pytest -q -n logical --dist worksteal
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -56,7 +60,7 @@ lint: $(VENV)/.ready
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
 clean:

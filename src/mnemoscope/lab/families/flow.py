@@ -39,7 +39,7 @@ from mnemoscope.lab.train import half, load_codec, strata
 _Transformer: Any = SD3Transformer2DModel
 
 WINDOW = 16
-"""Longest prompt in tokens; the longest caption has seven."""
+"""Longest prompt in tokens; the longest caption has thirteen, its ends included."""
 
 TEXT_WIDTH = 128
 HEADS, HEAD_WIDTH, DEPTH = 2, 64, 6
