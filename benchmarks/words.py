@@ -6,16 +6,17 @@ Truth, for word j, with s over seeds and w over words that no score has seen::
 
 Scores, all at the first call::
 
-    change       mean over three other words of ||eps_c(p) - eps_c(w_j(p))|| / ||gap||
-    change, 8    the same over eight
-    left out     the same, the word being left out
-    input        || d||gap|| / d e_j ||, e_j the word's input embedding
-    output       || d||gap|| / d h_j ||, h_j the text encoder's state at the word
+    left out         ||eps_c(p) - eps_c(p without j)|| / ||gap||, what `explain` tells
+    3 other words    the same, mean over three other words in the place of j
+    8 other words    the same over eight
+    input            || d||gap|| / d e_j ||, e_j the word's input embedding
+    output           || d||gap|| / d h_j ||, h_j the text encoder's state at the word
 
 What is told is Spearman's correlation over the words of a prompt, its mean over prompts and a 95 %
-bootstrap interval over prompts; at random it is 0. The truth depends on which words are put in, so
-one half of them is held against the other as well ("truth, halves"): no score can be expected to
-agree with it much better. The embedded model's words are one token each.
+bootstrap interval over prompts; at random it is 0. The truth depends on which words are put in: its
+halves, of two words each, are held against one another ("truth, halves"). With r their correlation
+a perfect score reaches about sqrt(2r / (1 + r)) (Spearman & Brown). The embedded model's words are
+one token each.
 
     python -m benchmarks.words
 """
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from mnemoscope.core.stats import spearman
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.flows.words import pool_of, replaced, words_of
+from mnemoscope.flows.words import without, words_of
 from mnemoscope.lab.planted import LEVELS
 from mnemoscope.lab.prompts import embedded_prompts
 from mnemoscope.models import load_model
@@ -61,6 +62,17 @@ def chosen() -> list[Prompt]:
         return [of[at] for at in np.linspace(0, len(of) - 1, many).round().astype(int)]
 
     return some(planted, PLANTED) + some(controls, CONTROLS)
+
+
+def replaced(text: str, pool: Sequence[str], seed: int, many: int) -> list[list[str]]:
+    """Return the prompt with each of some words in the place of each of its own."""
+    places = words_of(text)
+    others = [word for word in pool if word not in {place.text for place in places}]
+    rng = np.random.default_rng(seed)
+    return [
+        [text[: p.start] + word + text[p.end :] for word in rng.permutation(others)[:many]]
+        for p in places
+    ]
 
 
 @torch.no_grad()
@@ -126,21 +138,20 @@ def measured(
     places = words_of(text)
     noise = initial_noise(generators_of([1000 * at + s for s in range(SEEDS)]), model.latent_shape)
     timestep = model.make_scheduler("auto", 50).timesteps[0]
-    others = replaced(model, text, pool, at, MORE + UNSEEN)
+    others = replaced(text, pool, at, MORE + UNSEEN)
     seen = [text for made in others for text in made[:MORE]]
     unseen = [text for made in others for text in made[MORE:]]
     final = finished(model, [text, *unseen], noise)
     drawn = (final[1:] - final[0]).norm(dim=2).unflatten(0, (len(places), UNSEEN)).mean(2)
     truth, one, other = (part.mean(1) for part in (drawn, drawn[:, ::2], drawn[:, 1::2]))
-    without = [" ".join((text[: p.start] + text[p.start + len(p.text) :]).split()) for p in places]
-    eps = first(model, [text, *seen, *without], noise, timestep)
+    eps = first(model, [text, *without(text), *seen], noise, timestep)
     moved = (eps[1:] - eps[0]).norm(dim=2).mean(1)
-    change = moved[: len(seen)].unflatten(0, (len(places), MORE))
+    change = moved[len(places) :].unflatten(0, (len(places), MORE))
     found = gradients(model.pipeline, text, noise, timestep)
     scores: Scores = {
-        "change": change[:, :SEEN].mean(1).tolist(),
-        f"change, {MORE}": change.mean(1).tolist(),
-        "left out": moved[len(seen) :].tolist(),
+        "left out": moved[: len(places)].tolist(),
+        f"{SEEN} other words": change[:, :SEEN].mean(1).tolist(),
+        f"{MORE} other words": change.mean(1).tolist(),
         **{name: score[1 : 1 + len(places)].tolist() for name, score in found.items()},
     }
     agreement = float(spearman(one.numpy(), other.numpy()))
@@ -160,7 +171,8 @@ def main() -> None:
     """Measure and print."""
     model: Any = load_model("embedded")
     prompts = chosen()
-    pool = pool_of([prompt.text for prompt in embedded_prompts()])
+    texts = [prompt.text for prompt in embedded_prompts()]
+    pool = sorted({place.text for text in texts for place in words_of(text)})
     found: dict[str, list[float]] = {}
     for at, prompt in enumerate(tqdm(prompts, unit="prompt", disable=not sys.stderr.isatty())):
         truth, scores, agreement = measured(model, prompt.text, pool, at)

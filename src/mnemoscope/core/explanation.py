@@ -21,9 +21,9 @@ class Word:
     Attributes:
         text: The word.
         start: Where it begins in the prompt, in characters.
-        change: How much of what the prompt does at the first call is changed by other words in its
-            place, mean over these and seeds; 1 is as much as the whole prompt changes.
-        low: 16 % quantile over seeds and the words put in its place.
+        change: How much of what the prompt does at the first call is changed by leaving it out,
+            mean over seeds; 1 is as much as the whole prompt changes.
+        low: 16 % quantile over seeds.
         high: 84 % quantile.
     """
 

@@ -2,7 +2,7 @@ r"""An explanation says which words and which places of a prompt's samples are m
 
 Formulas, means over seeds::
 
-    change_j            what other words in the place of word j change, first call (see `words`)
+    change_j            what leaving word j out changes, first call (see `words`)
     attribution_i       ||d ||gap|| / d s_i||, first call, s_i the text encoder's state there
     attention_i         cross-attention to position i under the prompt, first and last call
     squared gap         sum over channels of gap² / sigma², last call
@@ -54,7 +54,7 @@ from mnemoscope.flows.options import (
     values_of,
 )
 from mnemoscope.flows.rows import Sat, failed_rows, prompt_rows, reference_rows, sample_rows
-from mnemoscope.flows.words import changes, pool_of, replaced
+from mnemoscope.flows.words import changes, without
 from mnemoscope.models.base import Model
 from mnemoscope.models.source import Source
 from mnemoscope.options import option
@@ -120,7 +120,7 @@ class Explaining(Recipe, Source):
         return cls(**values_of(cls, given))
 
     def known(self) -> PromptList | None:
-        """Return the list that prompts and other words come from; None where there is none."""
+        """Return the list that prompts and the control come from; None where there is none."""
         if self.prompts is None and not self.model.startswith("embedded"):
             return None
         return listed(self.prompts, self.model)
@@ -196,7 +196,7 @@ def _explained(
     control: bool = True,
 ) -> tuple[Run, tuple[str, ...], str]:
     model = model or loaded(asked)
-    worker = ExplainWorker(asked, model, known)
+    worker = ExplainWorker(asked, model)
     beside = _control(asked, known)
     units = {
         unit_name(prompt, worker.bank.recipe): Unit(
@@ -263,14 +263,12 @@ class ExplainWorker:
     Args:
         asked: How.
         model: The model.
-        known: The list that other words are taken from, where there is one.
     """
 
-    def __init__(self, asked: Explaining, model: Model, known: PromptList | None) -> None:
+    def __init__(self, asked: Explaining, model: Model) -> None:
         changes: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
         self.asked = asked
         self.model = model
-        self.pool = pool_of([prompt.text for prompt in known or ()])
         self.bank = Bank(model, recipe_of(asked, model, **changes), asked.seeds, asked.batch)
         self.attention, self.curvature = TokenAttention(None), Curvature(asked.probes)
         self.pieces: tuple[Piece[Any], ...] = (
@@ -293,7 +291,7 @@ class ExplainWorker:
             options=_how(options) | {"control": control.prompt_id},
             packages=packages(),
             model={"name": model.name, "digest": model.digest},
-            prompts=hashlib.sha256("\n".join(self.pool).encode()).hexdigest(),
+            prompts="",
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             final_level=(float(alpha), float(sigma)),
@@ -302,7 +300,7 @@ class ExplainWorker:
         )
 
     def gather(self, unit: Unit) -> tuple[Sat, tuple[Word, ...] | Absent]:
-        """Sample the prompt, then look at the first call with other words in it."""
+        """Sample the prompt, then look at the first call without each of its words."""
         sitting = sit(self.bank, unit.prompts, unit.places, self.pieces)
         evidence = gather(sitting, self.pieces)
         sat = Sat(self.bank, unit.prompts, tuple(sitting.keys), sitting.outcomes, evidence, {})
@@ -312,16 +310,16 @@ class ExplainWorker:
         if not self.model.has_uncond:
             return Absent(self.model.no_uncond)
         try:
-            changed = replaced(self.model, prompt.text, self.pool, self.bank.recipe.seed)
-            texts = [prompt.text, *(text for part in changed for text in part)]
             # Under one name, so that all of them begin with the same noise.
-            prompts = [Prompt(prompt.prompt_id, text) for text in texts]
+            prompts = [
+                Prompt(prompt.prompt_id, text) for text in (prompt.text, *without(prompt.text))
+            ]
             first = Maps("first")
             sitting = sit(self.bank, prompts, [0] * len(prompts), [first])
             found = gather(sitting, [first])[first]
         except MnemoscopeError as error:
             return Absent(str(error))
-        return changes(prompt.text, [len(part) for part in changed], found.eps_c, found.eps_u[0])
+        return changes(prompt.text, found.eps_c, found.eps_u[0])
 
     def reduce(self, unit: Unit, gathered: tuple[Sat, tuple[Word, ...] | Absent]) -> Rows:
         """Make rows of it."""

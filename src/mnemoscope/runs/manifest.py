@@ -45,7 +45,7 @@ class Manifest(BaseModel):
             is none.
         packages: Versions of the packages that matter.
         model: Identifier and SHA-256 of the weights.
-        prompts: SHA-256 over prompts and training images.
+        prompts: SHA-256 over prompts and training images; empty where prompts may join later.
         device: Where it ran.
         dtype: Precision of the denoiser.
         final_level: (alpha, sigma) of the final state, unit form.

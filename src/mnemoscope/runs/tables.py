@@ -509,11 +509,11 @@ _ALL = (
             Column(
                 "change",
                 pa.float64(),
-                "how much of what the prompt does to the noise estimate at the first call other "
-                "words in its place change, mean over these and seeds",
+                "how much of what the prompt does to the noise estimate at the first call leaving "
+                "it out changes, mean over seeds",
                 "1",
             ),
-            Column("low", pa.float64(), "16 % quantile over these and seeds", "1"),
+            Column("low", pa.float64(), "16 % quantile over seeds", "1"),
             Column("high", pa.float64(), "84 % quantile", "1"),
         ),
     ),
