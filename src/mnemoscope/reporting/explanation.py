@@ -131,8 +131,8 @@ def sentence(shown: Explanation) -> str:
         order = sorted(shown.words, key=lambda word: -word.change)
         first, last = order[0], order[-1]
         said.append(
-            f"What the prompt does hangs most on “{visible(first.text, 60)}”: another word in its "
-            f"place changes {percent(first.change)} of it"
+            f"What the prompt does hangs most on “{visible(first.text, 60)}”: leaving it out "
+            f"changes {percent(first.change)} of it"
             + (
                 f", and least on “{visible(last.text, 60)}” ({percent(last.change)})"
                 if len(order) > 1
