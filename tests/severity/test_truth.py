@@ -1,12 +1,13 @@
 """What memorized means, by severity."""
 
 import math
+from itertools import product
 
 import pyarrow as pa
 import pytest
 
 from mnemoscope.errors import InputError
-from mnemoscope.severity.truth import judge, truth_of
+from mnemoscope.severity.truth import NOT_JUDGED, judge, pooled, truth_of, until_settled
 
 
 class Tables:
@@ -118,3 +119,59 @@ def test_a_prompt_is_in_one_of_four_states(own, astray, clear, state, counts, bo
     row = {"prompt_id": "p", "mean": 0.9, "share": own, "grade": None, "measure": "l2"}
     found = judge([row | {"share_elsewhere": astray, "share_clear": clear}], "l2")["p"]
     assert (found.state, found.counts, found.borderline) == (state, counts, borderline)
+
+
+def rows_of(samples):
+    """Return the severity of one prompt whose samples copy its own image, another, or none."""
+    own = [at for at, copied in enumerate(samples) if copied == "own"]
+    astray = [at for at, copied in enumerate(samples) if copied == "other"]
+    n = len(samples)
+    return {
+        "prompt_id": "p", "measure": "l2", "mean": 0.5 + n / 100, "max": 0.6 + n / 100,
+        "share": len(own) / n, "share_elsewhere": len(astray) / n, "share_clear": 0.0,
+        "own_seeds": own, "elsewhere_seeds": astray, "n": n, "grade": "none",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("planned", [1, 2, 3, 4, 5])
+def test_a_prompt_is_settled_when_no_further_sample_can_change_it(planned):
+    """Every way in which all samples may come out is tried."""
+    ways = list(product(("own", "other", "none"), repeat=planned))
+    for taken in range(1, planned + 1):
+        for first in {way[:taken] for way in ways}:
+            of = judge([rows_of(first)], "l2")["p"]
+
+            def states(seen):
+                whole = [way for way in ways if way[: len(seen)] == seen]
+                judged = [judge([rows_of(way)], "l2")["p"].state for way in whole]
+                return {state == "not memorized" for state in judged}
+
+            least = next(
+                more
+                for more in range(planned - taken + 1)
+                if any(
+                    len(states(way[: taken + more])) == 1 for way in ways if way[:taken] == first
+                )
+            )
+            assert until_settled(of, planned - taken) == least
+
+
+def test_at_first_half_of_the_samples_may_settle_it():
+    assert [until_settled(NOT_JUDGED, planned) for planned in (1, 2, 3, 4, 10)] == [1, 1, 2, 2, 5]
+    # Without a threshold no sample tells anything.
+    blind = {**rows_of(("none",)), "share": None, "share_elsewhere": None}
+    assert until_settled(judge([blind], "l2")["p"], 3) == 0
+
+
+def test_samples_of_two_runs_count_together():
+    parts = ("own", "none"), ("own", "other", "own")
+    (found,) = pooled(map(rows_of, parts))
+    whole = rows_of([copied for part in parts for copied in part])
+    for name in ("n", "share", "share_elsewhere", "share_clear"):
+        assert found[name] == pytest.approx(whole[name])
+    assert found["mean"] == pytest.approx((2 * 0.52 + 3 * 0.53) / 5)
+    assert found["max"] == 0.63
+    assert found["own_seeds"] is None
+    # What cannot be told of one run is taken from the other.
+    (found,) = pooled([rows_of(parts[0]), {**rows_of(parts[1]), "share": None}])
+    assert found["share"] == 0.5

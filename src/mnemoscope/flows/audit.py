@@ -7,8 +7,9 @@ Flow of `audit`, each stage a run folder that goes on where it was stopped::
     DIR/screen   every distinct caption by a few network calls: a detection
     DIR/members  where another data set is held out, items of both by membership scores: a detection
     DIR/confirm  the suspicious captions in full, every picture against the whole set: a study;
-                 DIR/confirm-2 and so on, more of them, as long as they give images back;
-                 DIR/confirm-drawn, a sample of the others, and ordinary prompts
+                 DIR/confirm-2 and so on, further samples of those that the first ones do not
+                 settle, and more captions as long as they give images back;
+                 DIR/confirm-drawn, a sample of the others, and ordinary prompts; likewise
     DIR/scale-*  with a LoRA, the same captions from the same noise at other scales of it, without
                  it first: studies likewise
 
@@ -16,7 +17,7 @@ The suspicious are those whose scores lie furthest out (`ranking.funnel`), and t
 before any call, since they repeat or lie alone (`ranking.suspects`). What was dropped is drawn from
 at random, so what the funnel misses is measured (`ranking.prevalence`). A caption gives an image
 back where it is memorized, or copies another image of the set, in the words of a study
-(`severity.truth`).
+(`severity.truth`). No more samples of a caption are taken than settle that: half of them first.
 
 Contents: `Audit`, `audit`; what a training audit shares: `labels_of`, `gives_back`,
 `prevalence_of`.
@@ -93,9 +94,9 @@ from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
-from mnemoscope.sampling.recipe import Recipe
+from mnemoscope.sampling.recipe import GIVEN, Recipe
 from mnemoscope.severity.nearest import BYTES, NOTHING, Whole, fingerprint
-from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge
+from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge, pooled, until_settled
 from mnemoscope.similarity import Similarity
 
 ITEMS = 1024
@@ -114,8 +115,8 @@ FURTHER = 1832
 """Captions of it that the planting showed once, beside 168 planted ones."""
 WIDEST = 0.1
 """Share of the captions that is sampled as suspicious at most."""
-ROUNDS = 4
-"""Rounds of the suspicious whose reference means a budget leaves room for."""
+LOOKS = 4
+"""How often a caption is sampled further at most; the last time, all that is left."""
 FEWEST = 4
 """Fewest captions that a budget has to reach for: suspicious, repeated, and one of each stratum."""
 PICTURED = 4
@@ -139,7 +140,9 @@ class Audit(Execution, Recipe, Source):
         "for sima, which takes the image.",
     )
     screening_seeds: int = option(4, "Samples a caption in the screen.")
-    seeds: int = option(10, "Samples a caption that is sampled in full.")
+    seeds: int = option(
+        10, "Samples a caption that is sampled in full; fewer where these settle what it is."
+    )
     finalists: float = option(0.01, "Share of captions that is sampled in full as suspicious.")
     drawn: float = option(
         0.005, "Share of captions that is drawn from the others, to see what was missed."
@@ -356,8 +359,9 @@ class _Stages:
 
     def fixed(self) -> int:
         """Return what is spent whatever is chosen: on ordinary prompts, the mean, inference."""
-        means = 1 + self.models
-        return means * self._mean() + len(self.ordinary) * self.each() + self.inference_calls()
+        return (
+            self.models * self._mean() + len(self.ordinary) * self.each() + self.inference_calls()
+        )
 
     def inference_calls(self) -> int:
         """Return what dataset inference costs at most."""
@@ -408,9 +412,18 @@ class _Stages:
         widest = max(finalists, round(WIDEST * len(self.captions)))
         if self.asked.budget is None:
             return widest
-        # What stands out before any call, and what is drawn, has its room; each round a mean.
+        # What stands out before any call, and what is drawn, has its room.
         room = self._room() - finalists - self.drawn(2 * finalists)
-        return max(finalists, min(widest, room - ROUNDS * self._mean() // self.each()))
+        return max(finalists, min(widest, room))
+
+    @property
+    def _first(self) -> int:
+        """Return how many samples of a caption are taken at first.
+
+        The scales of a LoRA are compared sample by sample, and of given noise there is no more.
+        """
+        whole = self.asked.others() or self.asked.noise.endswith(GIVEN)
+        return self.asked.seeds if whole else until_settled(NOT_JUDGED, self.asked.seeds)
 
     def _mean(self) -> int:
         return MEAN_DRAWS if self.model.has_uncond else 0
@@ -435,7 +448,7 @@ class _Stages:
             f"{drawn:,} drawn from the others, {len(self.ordinary):,} ordinary prompts, x "
             f"{self.asked.seeds} seeds"
             + (f" x {self.models} scales of the LoRA" if self.models > 1 else "")
-            + f", about {full:,} network calls"
+            + f", {'at most' if self._first < self.asked.seeds else 'about'} {full:,} network calls"
         )
         if self.most() > finalists:
             yield (
@@ -576,7 +589,8 @@ class _Stages:
         """Sample the suspicious in full, in rounds; then some of the others."""
         first, most = self.finalists(), self.most()
         step, count, done = max(ROUND, first // 4), first, list[Run]()
-        back, told = dict[int, bool](), dict[str, Prompt]()
+        back, found = dict[int, bool](), dict[str, Judgement]()
+        told, severity = dict[str, Prompt](), defaultdict[str, list[Any]](list)
 
         def planned(count: int, drawn: int = 0) -> Plan:
             return plan(tail, known.repeats, known.lone, count, first, drawn, self.asked.seed)
@@ -584,50 +598,74 @@ class _Stages:
         # One pass through the set finds the texts of all rounds.
         items = self._items(labels_of(planned(most)).keys())
 
-        def sample(chosen: Plan, name: str, more: Sequence[Prompt] = ()) -> None:
+        def sample(chosen: Plan, drawn: str = "", more: Sequence[Prompt] = ()) -> None:
             labels = {at: label for at, label in labels_of(chosen).items() if at not in back}
             captions = self._prompts(images, labels, items)
-            if not (captions or more):
-                return
-            told.update({prompt.prompt_id: prompt for prompt in (*captions, *more)})
-            done.append(self._sampled(images, [*captions, *more], self.asked, self.model, name))
-            severity = done[-1].table("severity").to_pylist()
-            judged = judge(severity, self.asked.similarity[0])
+            prompts = [*captions, *more]
+            told.update({prompt.prompt_id: prompt for prompt in prompts})
+            before = len(done) if drawn else 0
+            for asked, some in self._looks(prompts, found):
+                number = len(done) + 1 - before
+                name = f"confirm{drawn}" + (f"-{number}" if number > 1 else "")
+                done.append(self._sampled(images, some, asked, self.model, name))
+                for row in done[-1].table("severity").to_pylist():
+                    severity[row["prompt_id"]].append(row)
+                rows = [row for prompt in some for row in severity[prompt.prompt_id]]
+                found.update(judge(pooled(rows), asked.similarity[0]))
             for at, prompt in zip(labels, captions, strict=True):
-                back[at] = judged.get(prompt.prompt_id, NOT_JUDGED).state in GIVEN_BACK
+                back[at] = found.get(prompt.prompt_id, NOT_JUDGED).state in GIVEN_BACK
 
         chosen, before = planned(count), 0
-        sample(chosen, "confirm")
-        while widens(found := [back[int(at)] for at in chosen.scored[before:]]) and count < most:
+        sample(chosen)
+        while widens(last := [back[int(at)] for at in chosen.scored[before:]]) and count < most:
             before, count = len(chosen.scored), min(most, count + step)
             self.say(
-                f"confirm: {sum(found):,} of {len(found):,} give an image back; {count - before:,} "
-                f"more, {(count - before) * self.each() + self._mean():,} network calls"
+                f"confirm: {sum(last):,} of {len(last):,} give an image back; {count - before:,} "
+                f"more, at most {(count - before) * self.each():,} network calls"
             )
             chosen = planned(count)
-            sample(chosen, f"confirm-{len(done) + 1}")
+            sample(chosen)
         drawn = self.drawn(len(back))
         if self.asked.budget is not None and self.asked.precision is None:
-            spent = sum(map(_spent, done)) + self.screen_calls() + self.inference_calls()
+            spent = sum(map(_spent, done)) + self.screen_calls() + self.fixed()
             spent += (self.models - 1) * len(back) * self.each() // self.models
-            spent += (len(done) + self.models) * self._mean() + len(self.ordinary) * self.each()
             room = max(0, self.asked.budget - spent) // self.each()
             drawn = min(len(self.captions) - len(back), room)
         chosen = planned(count, drawn)
         items |= self._items(labels_of(chosen).keys() - back.keys())
-        sample(chosen, "confirm-drawn", self.ordinary)
+        sample(chosen, "-drawn", self.ordinary)
         scales: dict[float, Run] = {}
         for scale in self.asked.others():
             asked = replace(self.asked, lora_scale=scale)
             name = f"scale-{scale:g}"
             scales[scale] = self._sampled(images, [*told.values()], asked, loaded(asked), name)
-        return _Confirmed(tuple(done), scales, chosen, told)
+        return _Confirmed(tuple(done), scales, chosen, told, found)
+
+    def _looks(
+        self, prompts: Sequence[Prompt], found: Mapping[str, Judgement]
+    ) -> Iterator[tuple[Audit, list[Prompt]]]:
+        """Yield how to sample next, and which prompts, until all are settled by what was found."""
+        asked, taken, open_ones = self.asked, 0, list(prompts)
+        for look in range(LOOKS):
+            left = asked.seeds - taken
+            needs = {
+                prompt.prompt_id: until_settled(found.get(prompt.prompt_id, NOT_JUDGED), left)
+                for prompt in open_ones
+            }
+            open_ones = [prompt for prompt in open_ones if needs[prompt.prompt_id]]
+            if not open_ones:
+                return
+            least = min(needs[prompt.prompt_id] for prompt in open_ones)
+            count = self._first if not look else left if look == LOOKS - 1 else least
+            # Other noise in every look, and other than that of the screen, which has the next seed.
+            yield replace(asked, seed=asked.seed + look + bool(look), seeds=count), open_ones
+            taken += count
 
     def _sampled(
         self, images: Images, prompts: Sequence[Prompt], asked: Audit, model: Model, name: str
     ) -> Run:
         """Sample prompts in full with a model, into a folder of that name."""
-        others, workers = images.others(asked.seed), list[ConfirmWorker]()
+        others, workers = images.others(self.asked.seed), list[ConfirmWorker]()
 
         def work(*given: Any) -> ConfirmWorker:
             workers.append(ConfirmWorker(images, others, *given))
@@ -637,7 +675,7 @@ class _Stages:
             del measures
             workers[-1].derive(writer, manifest)
 
-        recipe = self._recipe()
+        recipe = self._recipe(seed=asked.seed)
         study = Study(
             **{f.name: getattr(asked, f.name) for f in fields(Source)},
             **self._where(),
@@ -691,13 +729,13 @@ class _Stages:
         """Return what was found, as tables of the audit."""
         captions, chosen, measure = self.captions, confirmed.chosen, self.asked.similarity[0]
         labels, prompts = labels_of(chosen), confirmed.prompts
-        judged = dict[str, Judgement]()
-        given_back = dict[str, list[str]]()
+        judged = confirmed.found
+        given_back = defaultdict[str, set[str]](set)
         for run in confirmed.runs:
-            judged |= judge(run.table("severity").to_pylist(), measure)
-            given_back |= _given_back(run, judged, measure)
+            for prompt_id, some in _given_back(run, judged, measure).items():
+                given_back[prompt_id] |= some
         own = self.asked.lora_scale
-        by_scale = {own: judged} | {
+        by_scale: dict[float, Mapping[str, Judgement]] = {own: judged} | {
             scale: judge(run.table("severity").to_pylist(), measure)
             for scale, run in confirmed.scales.items()
         }
@@ -707,7 +745,7 @@ class _Stages:
         rows: list[dict[str, Any]] = []
         for prompt_id, prompt in prompts.items():
             at, found = places.get(prompt_id), judged.get(prompt_id, NOT_JUDGED)
-            names = given_back.get(prompt_id, [])
+            names = sorted(given_back.get(prompt_id, ()))
             rows.append(
                 {
                     "prompt_id": prompt_id,
@@ -718,6 +756,7 @@ class _Stages:
                     "state": found.state,
                     "share": _nullable(found.share),
                     "share_elsewhere": _nullable(found.share_elsewhere),
+                    "samples": found.samples,
                     "references": names,
                     "items": [item for name in names for item in shown[name]],
                 }
@@ -782,7 +821,7 @@ class _Stages:
     def _funnel(self, confirmed: "_Confirmed") -> list[dict[str, Any]]:
         """Return what went through each stage, and at what price."""
         chosen, runs = confirmed.chosen, (*confirmed.runs, *confirmed.scales.values())
-        spent = sum(map(_spent, runs)) + len(runs) * self._mean()
+        spent = sum(map(_spent, runs)) + self.models * self._mean()
         stages = (
             ("read", len(self.dataset), len(self.captions), 0),
             ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
@@ -807,12 +846,14 @@ class _Confirmed:
         scales: Those of the same captions at other scales of the LoRA.
         chosen: Which captions, and what was dropped.
         prompts: What was sampled, by name.
+        found: What is known of each, by name.
     """
 
     runs: tuple[Run, ...]
     scales: Mapping[float, Run]
     chosen: Plan
     prompts: Mapping[str, Prompt]
+    found: Mapping[str, Judgement]
 
 
 def _spent(run: Run) -> int:
@@ -847,8 +888,8 @@ def labels_of(chosen: Plan) -> dict[int, str]:
     return found
 
 
-def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict[str, list[str]]:
-    """Return the pictures that each caption gives back."""
+def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict[str, set[str]]:
+    """Return the pictures that each caption gives back, by the samples of a run."""
     copies: dict[str, tuple[set[int], set[int]]] = {
         row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
         for row in run.table("severity").to_pylist()
@@ -868,7 +909,7 @@ def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict
         own, elsewhere = copies[prompt]
         if seed in (own if relation == "own" else elsewhere):
             names[prompt].add(reference)
-    return {prompt: sorted(some) for prompt, some in names.items()}
+    return names
 
 
 def prevalence_of(

@@ -64,6 +64,7 @@ class Images:
         self.whole = whole
         self.sources = sources
         self.nulls: dict[str, Float[np.ndarray, " image"]] = {}
+        self.means: dict[str, Float[Tensor, " d"] | None] = {}
         self._held: OrderedDict[int, Reference] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +149,18 @@ class ConfirmWorker(StudyWorker):
         """Make known images ready for every measure, and hold the measures themselves."""
         super().compare_with(references, measures)
         self.measures = dict(measures)
+
+    def reference_mean(self) -> Float[Tensor, " d"] | None:
+        """Return the reference mean, made once a model: all confirmations of it share one."""
+        known, digest = self.images.means, self.model.digest
+        if digest not in known:
+            known[digest] = super().reference_mean()
+        return known[digest]
+
+    def mean_from(self, writer: Writer) -> None:
+        """Take the reference mean from the run, or of what came before."""
+        super().mean_from(writer)
+        self.images.means.setdefault(self.model.digest, self.first.mean)
 
     def manifest(self, prompts: PromptList) -> Manifest:
         """Say what is asked of which model, and of which data set.

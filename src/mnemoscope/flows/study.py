@@ -398,13 +398,17 @@ class StudyWorker:
             },
         )
 
+    def reference_mean(self) -> Float[Tensor, " d"] | None:
+        """Make the reference mean."""
+        return reference_mean(self.first)
+
     def mean_from(self, writer: Writer) -> None:
         """Take the reference mean from the run, or compute it and leave it there."""
         held = Run(writer.path, begun(writer.path))
         if not held.constants:
             w0, wT = self.first.exact
             constants = {"w0": w0[1:], "wT": wT[1:]}
-            mean = reference_mean(self.first)
+            mean = self.reference_mean()
             writer.write_constants(constants if mean is None else constants | {"mean": mean})
             held = Run(writer.path, held.manifest)
         for bank in self.banks.values():

@@ -10,9 +10,9 @@ Formulas, over the items of a set, with d the distance of two prints (`severity.
     alone      d to the K-th nearest of SAMPLE pictures at random, those alike left out
 
 Repeats are what models memorize (Carlini et al. 2023); what has few neighbours is memorized sooner
-than what has many (Feldman 2020). No network is called. All images within ALIKE of one lie within
-it along every axis as well, so only those are compared that are near along the longest axis of the
-set: a few in a hundred, in matrix products.
+than what has many (Feldman 2020). No network is called. A projection shrinks distances, so all
+images within ALIKE of one are within it along the longest axes of the set as well: a tree of these
+finds the few that are compared in full.
 
 Contents: `Suspects` and `suspects`; `alike`, `alone`, `words_of`.
 """
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from mnemoscope.severity.nearest import ALIKE, BYTES, NOTHING, Whole
@@ -40,7 +41,13 @@ K = 5
 ALONE = 0.01
 """Share of the captions that lie most alone, and so are suspects."""
 FITTED = 16384
-"""Most prints that the longest axis is found from."""
+"""Most prints that the longest axes are found from."""
+AXES = 8
+"""Of them, how many; a tree of more is no faster."""
+PAIRS = 2**20
+"""Pairs of pictures that are held at a time."""
+ROUNDING = 1e-4
+"""By which a projection in float32 may be off, in units of a print's whole distance."""
 
 Prints = UInt8[np.ndarray, "image 192"]
 
@@ -62,26 +69,21 @@ def alike(prints: Prints) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " 
         return counts, nearest
     reach = ALIKE * BYTES**0.5
     along = _along(prints)
-    order = np.argsort(along, kind="stable")
-    ranked = along[order]
-    for start in range(0, len(order), BLOCK):
-        rows = order[start : start + BLOCK]
-        first = int(np.searchsorted(ranked, ranked[start] - reach, side="left"))
-        last = int(np.searchsorted(ranked, ranked[start + len(rows) - 1] + reach, side="right"))
-        mine, best = _values(prints[rows]), torch.full((len(rows),), torch.inf)
-        found = torch.zeros(len(rows), dtype=torch.long)
-        twin = torch.full((len(rows),), -1)
-        for low in range(first, last, 8 * BLOCK):
-            others = order[low : min(last, low + 8 * BLOCK)]
-            square = _squares(mine, _values(prints[others]))
-            here = torch.from_numpy(rows)[:, None] == torch.from_numpy(others)[None]
-            square = torch.where(here | (square > reach**2), torch.inf, square)
-            found += torch.isfinite(square).sum(dim=1)
-            value, at = square.min(dim=1)
-            nearer = value < best
-            best = torch.where(nearer, value, best)
-            twin = torch.where(nearer, torch.from_numpy(others)[at], twin)
-        counts[rows], nearest[rows] = found.numpy(), twin.numpy()
+    tree = KDTree(along)
+    # What the projection rounds must not hide one that lies at the very edge.
+    near = reach + ROUNDING
+    pairs = np.cumsum(tree.query_ball_point(along, near, return_length=True))
+    starts = np.searchsorted(pairs, np.arange(0, pairs[-1], PAIRS))
+    for rows in np.split(np.arange(len(prints)), starts[1:]):
+        some = tree.query_ball_point(along[rows], near) if len(rows) else ()
+        for at, others in zip(rows.tolist(), some, strict=True):
+            theirs = np.array([other for other in others if other != at], dtype=np.intp)
+            if not len(theirs):
+                continue
+            apart = prints[theirs].astype(np.float32) - prints[at]
+            square = np.square(apart / 255).sum(axis=1)
+            counts[at] = (square <= reach**2).sum()
+            nearest[at] = theirs[square.argmin()] if counts[at] else -1
     return counts, nearest
 
 
@@ -112,13 +114,13 @@ def _squares(
     return (both - 2 * mine @ theirs.mT).clamp(min=0)
 
 
-def _along(prints: Prints) -> Float[np.ndarray, " image"]:
-    """Return where prints lie along the longest axis of the set."""
+def _along(prints: Prints) -> Float[np.ndarray, "image axis"]:
+    """Return where prints lie along the longest axes of the set."""
     step = -(-len(prints) // FITTED)
     some = _values(prints[::step]).double()
-    axis = torch.linalg.eigh(torch.cov(some.mT)).eigenvectors[:, -1].float()
+    axes = torch.linalg.eigh(torch.cov(some.mT)).eigenvectors[:, -AXES:].float()
     parts = [
-        _values(prints[start : start + FITTED]) @ axis for start in range(0, len(prints), FITTED)
+        _values(prints[start : start + FITTED]) @ axes for start in range(0, len(prints), FITTED)
     ]
     return torch.cat(parts).numpy()
 

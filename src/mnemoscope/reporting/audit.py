@@ -448,23 +448,26 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
         return []
     runs = [open_run(folder) for folder in sorted(found.run.path.glob("confirm*"))]
     measure = found.run.manifest.options["similarity"][0]
-    best: dict[str, tuple[float, str, int]] = {}
-    for part in (part for run in runs for part in run.parts("similarities")):
+    best: dict[str, tuple[float, str, int, int]] = {}
+    held = ((at, part) for at, run in enumerate(runs) for part in run.parts("similarities"))
+    for at, part in held:
         for row in part.to_pylist():
             prompt, reference = row["prompt_id"], row["reference_id"]
             shown = prompt in rows and reference in rows[prompt]["references"]
             if shown and row["measure"] == measure and row["relation"] in ("own", "nearest"):
-                this = row["value"], reference, row["seed"]
+                this = row["value"], reference, at, row["seed"]
                 best[prompt] = max(this, best.get(prompt, this))
-    wanted = {(prompt, seed): prompt for prompt, (_, _, seed) in best.items()}
+    # A seed means other noise in another run.
+    wanted = {(at, prompt, seed) for prompt, (_, _, at, seed) in best.items()}
     samples: dict[str, bytes] = {}
     seen = () if redact else runs
     columns = ["prompt_id", "seed", "image"]
-    for part in (part for run in seen for part in run.parts("samples", columns)):
+    parts = ((at, part) for at, run in enumerate(seen) for part in run.parts("samples", columns))
+    for at, part in parts:
         for row in part.to_pylist():
-            if (row["prompt_id"], row["seed"]) in wanted:
+            if (at, row["prompt_id"], row["seed"]) in wanted:
                 samples[row["prompt_id"]] = row["image"]
-    names = {reference for _, reference, _ in best.values()}
+    names = {reference for _, reference, _, _ in best.values()}
     targets: dict[str, bytes] = {}
     columns = ["reference_id", "image"]
     for part in (part for run in seen for part in run.parts("references", columns)):
@@ -478,7 +481,7 @@ def _pairs(found: Found, redact: bool) -> list[Pair]:
         )
         for prompt in rows
         if prompt in best
-        for value, reference, _ in [best[prompt]]
+        for value, reference, _, _ in [best[prompt]]
     ]  # fmt: skip
 
 

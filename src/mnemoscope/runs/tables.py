@@ -697,6 +697,13 @@ _ALL = (
                 "1",
                 nullable=True,
             ),
+            Column(
+                "samples",
+                pa.int64(),
+                "samples behind these shares; no more than settle what it is",
+                "1",
+                nullable=True,
+            ),
             Column("references", pa.list_(pa.string()), "pictures that its samples give back"),
             Column("items", pa.list_(pa.string()), "items that show them, by name"),
         ),

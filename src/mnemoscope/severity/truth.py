@@ -9,11 +9,15 @@ Formulas, for a prompt under one recipe, by one similarity measure::
     elsewhere       not memorized, and at least the cut of the samples copy another training image
     copy            of a sample: among those of the share, or it copies another training image
     not judged      neither can be told: too few unrelated images for a threshold, or no sample
+    settled         of a prompt of which further samples are planned: whatever they show, it is
+                    memorized, or copies elsewhere, or does neither
 
 A prompt that is not memorized and of which any sample copies *another* training image is left out
 where scores are judged: a detector that flags it would be right, so it counts neither way.
 
-Contents: `Judgement` and `judge`; `Truth`, `truth_of` and `require_both`, what scores are held to.
+Contents: `Judgement` and `judge`; `pooled`, samples of several runs taken together, and
+`until_settled`, how many more a prompt needs; `Truth`, `truth_of` and `require_both`, what scores
+are held to.
 """
 
 import hashlib
@@ -50,6 +54,7 @@ class Judgement:
         share_clear: Share that are nearer to its image than any unrelated pair; NaN where unknown.
         own_seeds: Seeds of the samples behind the share; None where that cannot be told.
         elsewhere_seeds: Seeds of those behind `share_elsewhere`; None where unknown.
+        samples: How many samples it rests on.
     """
 
     memorized: bool | None
@@ -60,6 +65,7 @@ class Judgement:
     share_clear: float = math.nan
     own_seeds: tuple[int, ...] | None = None
     elsewhere_seeds: tuple[int, ...] | None = None
+    samples: int = 0
 
     @property
     def copies(self) -> frozenset[int] | None:
@@ -133,8 +139,56 @@ def judge(
             _number(own.get("share_clear")),
             _seeds(nearer.get("own_seeds")),
             _seeds(own.get("elsewhere_seeds")),
+            int(nearer.get("n") or 0),
         )
     return found
+
+
+def pooled(severity: Iterable[Row]) -> list[dict[str, Any]]:
+    """Take samples of the same prompts from several runs together, other seeds in each.
+
+    Args:
+        severity: Rows of table `severity` of all runs, of one recipe but for its seed.
+
+    Returns:
+        One row a prompt and measure; shares and means are over all samples of which they are known,
+        and no seeds are named, which mean other noise in each run.
+    """
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for row in severity:
+        rows.setdefault((row["prompt_id"], row["measure"]), []).append(row)
+    found: list[dict[str, Any]] = []
+    for some in rows.values():
+        first = max(some, key=lambda row: row["n"])
+        told = dict(first) | {"n": sum(row["n"] for row in some)}
+        for name in ("mean", "share", "share_elsewhere", "share_clear"):
+            known = [row for row in some if row[name] is not None and row["n"]]
+            total = sum(row["n"] for row in known)
+            told[name] = sum(row[name] * row["n"] for row in known) / total if total else None
+        told["max"] = max((row["max"] for row in some if row["max"] is not None), default=None)
+        found.append(told | {"own_seeds": None, "elsewhere_seeds": None})
+    return found
+
+
+def until_settled(of: Judgement, left: int, *, cut: float = MEMORIZED_SHARE) -> int:
+    """Return after how many further samples, at the least, no others can change what a prompt is.
+
+    Args:
+        of: What is known of it so far.
+        left: How many further samples are planned.
+        cut: Share of samples above threshold from which on a prompt counts as memorized.
+
+    Returns:
+        How many; 0 where it is settled.
+    """
+    shares = [share for share in (of.share, of.share_elsewhere) if math.isfinite(share)]
+    if not left or (of.samples and not shares):
+        return 0
+    copies = max((round(share * of.samples) for share in shares), default=0)
+    # Either enough copies come first, or so many that are none that the rest does not reach it.
+    copies_more = math.ceil(cut * (of.samples + left)) - copies
+    others_more = left - copies_more + 1
+    return max(0, min(copies_more, others_more))
 
 
 @dataclass(frozen=True)
