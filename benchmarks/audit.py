@@ -2,7 +2,8 @@
 
 A data set of the lab (`mnemoscope lab dataset`) holds planted pictures and scenes that were seen
 once, each a caption of its own. It is audited like any other; nothing tells the audit which are
-planted. Then every planted caption that it dropped is sampled in full as well, so that
+planted. Then every planted caption that it dropped is sampled in full as well, or looked up in a
+study of all planted prompts that is there already, so that
 
     recall       captions found / (found + planted ones that were dropped and give an image back)
     precision    those found whose image is a planted one / captions found
@@ -12,7 +13,7 @@ are counted and not estimated; dropped scenes are the audit's own to estimate. R
 out, so the funnel has nothing but its scores.
 
     python -m benchmarks.audit embedded
-    python -m benchmarks.audit DIR/model --table DIR/planted.jsonl --out runs/audit-8
+    python -m benchmarks.audit DIR/model --table DIR/planted.jsonl --study DIR/bench/study
 
 Contents: `main`.
 """
@@ -25,12 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from mnemoscope.core.stats import Estimate
+from mnemoscope.evidence import Bank, price_in
+from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.flows.audit import Audit, audit
+from mnemoscope.flows.options import recipe_of
 from mnemoscope.lab.dataset import METADATA, write_dataset
 from mnemoscope.lab.planted import TABLE
 from mnemoscope.models import load_model
+from mnemoscope.ranking.funnel import SUSPICIOUS
 from mnemoscope.ranking.prevalence import exact
 from mnemoscope.reporting.audit import GIVEN_BACK, Found, found_of
+from mnemoscope.runs.folder import open_run
+from mnemoscope.severity.truth import judge
 
 EXHAUSTIVE = 10
 """Samples a caption of the exhaustive way."""
@@ -64,11 +71,32 @@ class Judged:
     @property
     def precision(self) -> Estimate:
         """Return the share of what was found whose image was planted."""
-        return exact(self.hits, sum(r["state"] in GIVEN_BACK for r in self.found.captions))
+        rows = [row for row in self.found.captions if row["chosen"] in SUSPICIOUS]
+        return exact(self.hits, sum(row["state"] in GIVEN_BACK for row in rows))
+
+    @property
+    def covered(self) -> bool:
+        """Return whether the interval that the audit states holds what there is."""
+        share = (self.hits + len(self.missed)) / self.found.listed
+        return self.found.share["low"] <= share <= self.found.share["high"]
 
 
-def judged(asked: Audit, data: Path) -> Judged:
-    """Audit a data set of the lab, and sample the planted captions that were dropped."""
+def recorded(study: Path, guidance: float) -> dict[str, str]:
+    """Return the state of every prompt of a study by its text."""
+    held = open_run(study)
+    texts = {row["prompt_id"]: row["prompt"] for row in held.table("prompts").to_pylist()}
+    rows = [row for row in held.table("severity").to_pylist() if row["guidance"] == guidance]
+    return {texts[name]: found.state for name, found in judge(rows, "l2").items()}
+
+
+def judged(asked: Audit, data: Path, study: Path | None = None) -> Judged:
+    """Audit a data set of the lab, and see what the planted captions that were dropped give back.
+
+    Args:
+        asked: The audit.
+        data: The data set.
+        study: A study of the planted prompts; the dropped ones are sampled where not given.
+    """
     model = load_model(asked.model)
     lines = [json.loads(line) for line in (data / METADATA).read_text("utf-8").splitlines()]
     planted = {line["text"]: line for line in lines if line["level"]}
@@ -76,10 +104,20 @@ def judged(asked: Audit, data: Path) -> Judged:
     found = found_of(audit(asked, model=model, notify=print))
     sampled = {row["prompt"] for row in found.captions}
     back = [row for row in found.captions if row["state"] in GIVEN_BACK]
-    hits = sum(bool(pictures & set(row["items"])) for row in back)
+    back = [row for row in back if pictures & set(row["items"])]
+    hits = sum(row["chosen"] in SUSPICIOUS for row in back)
+    # What only the random draw found, the funnel had dropped.
+    drawn = tuple(row["prompt"] for row in back if row["chosen"] not in SUSPICIOUS)
     dropped = [line for text, line in planted.items() if text not in sampled]
     missed: tuple[str, ...] = ()
-    if dropped:
+    if dropped and study is not None:
+        states = recorded(study, asked.guidance)
+        missed = tuple(
+            line["file_name"].removesuffix(".png")
+            for line in dropped
+            if states[line["text"]] in GIVEN_BACK
+        )
+    elif dropped:
         (data / DROPPED).write_text("".join(json.dumps(line) + "\n" for line in dropped))
         rest: Any = {"dataset": data / DROPPED, "finalists": 1.0, "detectors": ("sima",)}
         out = Path(asked.out).with_name(f"{Path(asked.out).name}-dropped")
@@ -92,10 +130,9 @@ def judged(asked: Audit, data: Path) -> Judged:
             for row in found_of(audit(others, model=model)).captions
             if row["state"] in GIVEN_BACK
         )
-    spent = next(row for row in found.funnel if row["stage"] == "confirm")
-    each = spent["network_calls"] / (spent["items"] * asked.seeds)
-    cost = found.calls / (found.listed * EXHAUSTIVE * round(each))
-    return Judged(found, hits, missed, len(planted), cost)
+    bank = Bank(model, recipe_of(asked, model), EXHAUSTIVE, 1)
+    cost = found.calls / (found.listed * price_in(bank, (Pictures(),)).calls)
+    return Judged(found, hits, (*drawn, *missed), len(planted), cost)
 
 
 def show(of: Judged) -> None:
@@ -110,17 +147,26 @@ def show(of: Judged) -> None:
             f"{name:10} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], {value.n} captions"
         )
     print(f"{'missed':10} {', '.join(of.missed) or 'none'}; {of.planted} planted")
+    share = (of.hits + len(of.missed)) / of.found.listed
+    print(f"{'share':10} {share:.4f}, {'within' if of.covered else 'outside'} the interval stated")
     print(f"{'cost':10} {of.cost:.2%} of ten samples of each of {of.found.listed:,} captions")
 
 
 def main(
-    model: str, table: Path, data: Path, out: Path, further: int, seeds: int, steps: int
+    model: str,
+    table: Path,
+    data: Path,
+    out: Path,
+    study: Path | None,
+    further: int,
+    seeds: int,
+    steps: int,
 ) -> None:
     """Judge an audit of a lab model."""
     start = time.process_time()
     write_dataset(data, further, table)
     asked = Audit(model=model, dataset=data, out=out, seeds=seeds, steps=steps, similarity=("l2",))
-    show(judged(asked, data))
+    show(judged(asked, data, study))
     print(f"{'CPU':10} {(time.process_time() - start) / 60:.1f} min")
 
 
@@ -130,9 +176,11 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=Path, default=TABLE, help="what was planted")
     parser.add_argument("--data", type=Path, help="folder of the data set; beside --out if left")
     parser.add_argument("--out", type=Path, default=Path("runs/audit-lab"))
-    parser.add_argument("--further", type=int, default=6000, help="captions that were seen once")
+    parser.add_argument("--study", type=Path, help="study of the planted prompts, if there is one")
+    parser.add_argument("--further", type=int, default=3000, help="captions that were seen once")
     parser.add_argument("--seeds", type=int, default=4, help="samples a caption in full")
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
     at = given.data or given.out.with_name(f"{given.out.name}-data")
-    main(given.model, given.table, at, given.out, given.further, given.seeds, given.steps)
+    what = (given.model, given.table, at, given.out, given.study)
+    main(*what, given.further, given.seeds, given.steps)

@@ -150,6 +150,11 @@ class ConfirmWorker(StudyWorker):
         super().compare_with(references, measures)
         self.measures = dict(measures)
 
+    @property
+    def mean_draws(self) -> int:
+        """Return 0 where an earlier confirmation has made the reference mean."""
+        return 0 if self.model.digest in self.images.means else super().mean_draws
+
     def reference_mean(self) -> Float[Tensor, " d"] | None:
         """Return the reference mean, made once a model: all confirmations of it share one."""
         known, digest = self.images.means, self.model.digest

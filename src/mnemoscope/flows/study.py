@@ -359,7 +359,7 @@ class StudyWorker:
         """Say what a study of a list costs."""
         calls = self.calls(prompts)
         if self.model.has_uncond:
-            calls += MEAN_DRAWS + sum(b.seeds for b in self.banks.values() if b.knows_start)
+            calls += self.mean_draws + sum(b.seeds for b in self.banks.values() if b.knows_start)
         seconds = calls * seconds_a_row(self.first)
         scales = len(self.banks)
         return (
@@ -397,6 +397,11 @@ class StudyWorker:
                 "mechanism": 1,
             },
         )
+
+    @property
+    def mean_draws(self) -> int:
+        """Return how many network calls the reference mean takes."""
+        return MEAN_DRAWS
 
     def reference_mean(self) -> Float[Tensor, " d"] | None:
         """Make the reference mean."""
