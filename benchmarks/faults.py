@@ -146,7 +146,16 @@ def flows(at: Path) -> tuple[Flow, Flow, Flow]:
     return (
         Flow("study", {"": STUDY}, study),
         Flow("detect", {"": DETECTION}, detection),
-        Flow("audit", {"": AUDIT, "screen": DETECTION, "confirm": CONFIRMATION}, audited),
+        Flow(
+            "audit",
+            {
+                "": AUDIT,
+                "screen": DETECTION,
+                "confirm": CONFIRMATION,
+                "confirm-2": CONFIRMATION,
+            },
+            audited,
+        ),
     )
 
 
@@ -229,6 +238,37 @@ def kills(at: Path, most: int) -> Tally:
             held = ended == -signal.SIGKILL and flow.content(out) == expected
             tally.note(held, f"{flow.name}, boundary {number}: ended {ended}")
             shutil.rmtree(out)
+    return tally
+
+
+def moments(at: Path, most: int) -> Tally:
+    """Kill the process at a random moment, wherever it is; then give the same command again."""
+    tally, chance = Tally(), random.Random(0)
+    for flow in flows(at):
+        begun = time.perf_counter()
+        flow.work(at / f"{flow.name}-whole")
+        seconds = time.perf_counter() - begun
+        expected = flow.content(at / f"{flow.name}-whole")
+        left = most
+        while left:
+            out, moment = at / f"{flow.name}-{left}", chance.random() * seconds
+
+            def struck(out: Path = out, moment: float = moment, flow: Flow = flow) -> None:
+                # What this alarm does by default is what SIGKILL does, and nobody handles it.
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, max(moment, 1e-3))
+                flow.work(out)
+
+            ended = in_child(struck)
+            if ended == 0:
+                # It was done by then.
+                shutil.rmtree(out)
+                continue
+            flow.work(out)
+            held = flow.content(out) == expected and whole_as_told(out)
+            tally.note(held, f"{flow.name} after {moment:.3f} s: ended {ended}")
+            shutil.rmtree(out)
+            left -= 1
     return tally
 
 
@@ -601,6 +641,7 @@ def pages(at: Path, most: int) -> Tally:
 
 CAMPAIGNS: Mapping[str, tuple[Callable[[Path, int], Tally], int]] = {
     "1 killed at a write": (kills, 150),
+    "1 killed at a random moment": (moments, 40),
     "1 power lost at a write": (power_cuts, 150),
     "2 damaged files": (damage, 60),
     "3 errors of the disk": (disk_errors, 40),

@@ -7,6 +7,7 @@ from mnemoscope.runs import folder
 
 FEW = {
     "1 killed at a write": 2,
+    "1 killed at a random moment": 1,
     "1 power lost at a write": 3,
     "2 damaged files": 3,
     "3 errors of the disk": 1,

@@ -141,7 +141,7 @@ class Audit(Execution, Recipe, Source):
     )
     screening_seeds: int = option(4, "Samples a caption in the screen.")
     seeds: int = option(
-        10, "Samples a caption that is sampled in full; fewer where these settle what it is."
+        4, "Samples a caption that is sampled in full; fewer where these settle what it is."
     )
     finalists: float = option(0.01, "Share of captions that is sampled in full as suspicious.")
     drawn: float = option(
