@@ -24,12 +24,12 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
 from pathlib import Path
+from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from typing import Any
 
 import torch
@@ -149,11 +149,11 @@ class Simulated:
     """A crew in virtual time: messages are made and links are waited for, nobody works.
 
     Attributes:
-        links: One link a worker, as far as files may be open.
+        links: A link a worker, as far as files may be open, waited for as the driver does.
         clock: Virtual seconds.
     """
 
-    links: list[Any]
+    links: BaseSelector
     clock: float = 0.0
     queue: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     sent: int = 0
@@ -167,11 +167,10 @@ class Simulated:
         self.sent += len(processes._sent(unit))
         heapq.heappush(self.queue, (self.clock + PACE, place))
 
-    def wait(self, places: Iterable[int]) -> Mapping[int, Report]:
+    def wait(self, places: Collection[int]) -> Mapping[int, Report]:
         """Wait as the driver would, then let the next one report."""
         del places
-        if self.links:
-            wait(self.links, timeout=0)
+        self.links.select(timeout=0)
         self.clock, place = heapq.heappop(self.queue)
         return {place: 0}
 
@@ -193,7 +192,10 @@ def simulated(workers: int, count: int) -> tuple[float, float, float]:
     """Return the driver's CPU seconds, virtual seconds, and the memory it took, in MB."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 100
     pipes = [Pipe() for _ in range(min(workers, limit))]
-    crew: Any = Simulated([ours for ours, _ in pipes])
+    links = DefaultSelector()
+    for ours, _ in pipes:
+        links.register(ours, EVENT_READ)
+    crew: Any = Simulated(links)
     folder: Any = Unwritten()
     held = _resident()
     spent = time.process_time()

@@ -9,7 +9,7 @@ Contents: `Cluster`.
 import importlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +139,7 @@ class _Actors:
         """Send a unit."""
         self.awaited[place] = self.held[place].do.remote(unit)
 
-    def wait(self, places: Iterable[int]) -> Mapping[int, Report]:
+    def wait(self, places: Collection[int]) -> Mapping[int, Report]:
         """Wait for results, or for an end."""
         asked = {self.awaited[place]: place for place in places}
         ready, _ = self.ray.wait(list(asked), num_returns=1)

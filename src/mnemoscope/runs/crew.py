@@ -11,7 +11,7 @@ Contents: `Portable`, `Order`, `Post`, `Crew` with what it reports, `hand_out`.
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -156,7 +156,7 @@ class Crew(Protocol):
         """Give a worker a unit; it reports once that is committed."""
         ...
 
-    def wait(self, places: Iterable[int]) -> Mapping[int, Report]:
+    def wait(self, places: Collection[int]) -> Mapping[int, Report]:
         """Wait for the next reports of workers that have not reported since."""
         ...
 

@@ -10,12 +10,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
+from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from typing import Any
 
 import torch
@@ -95,11 +96,13 @@ class _Processes:
     Attributes:
         sent: Order and work, as bytes.
         places: The GPU of each place; None for all that are visible.
+        links: What is waited for; asking for one more does not cost more the more there are.
     """
 
     sent: bytes
     places: list[str | None]
     held: dict[int, tuple[Any, Connection]] = field(default_factory=dict[int, tuple[Any, Any]])
+    links: BaseSelector = field(default_factory=DefaultSelector)
 
     def hire(self, place: int) -> None:
         """Start a process."""
@@ -114,6 +117,7 @@ class _Processes:
         process.start()
         theirs.close()
         self.held[place] = process, ours
+        self.links.register(ours, EVENT_READ, place)
 
     def give(self, place: int, unit: Unit) -> None:
         """Send a unit."""
@@ -121,10 +125,14 @@ class _Processes:
         with suppress(OSError):
             self.held[place][1].send_bytes(_sent(unit))
 
-    def wait(self, places: Iterable[int]) -> Mapping[int, Report]:
+    def wait(self, places: Collection[int]) -> Mapping[int, Report]:
         """Wait for a message, or for an end."""
-        asked: dict[Any, int] = {self.held[place][1]: place for place in places}
-        return {asked[link]: self._report(asked[link]) for link in wait(list(asked))}
+        while True:
+            ready: list[int] = [key.data for key, _ in self.links.select()]
+            # One that has nothing to do and ends is nobody's loss.
+            reports = {place: self._report(place) for place in ready}
+            if asked := {place: report for place, report in reports.items() if place in places}:
+                return asked
 
     def _report(self, place: int) -> Report:
         process, link = self.held[place]
@@ -132,6 +140,7 @@ class _Processes:
             report: Report = link.recv()
         except (EOFError, OSError):
             process.join(GRACE)
+            self.links.unregister(link)
             link.close()
             del self.held[place]
             return Died(f"its process ended with status {process.exitcode}")
@@ -139,6 +148,7 @@ class _Processes:
 
     def close(self) -> None:
         """End all processes; one that has nothing to do ends by itself."""
+        self.links.close()
         for _, link in self.held.values():
             link.close()
         alive = [process for process, _ in self.held.values()]
