@@ -130,6 +130,9 @@ def test_a_funnel_widens_while_it_finds(tmp_path):
     settled = {(row["state"], row["samples"]) for row in run.table("audited").to_pylist()}
     assert {("memorized", 1), ("not memorized", 2)} <= settled
     assert not {("memorized", 2), ("not memorized", 1)} & settled
+    # What counts as a copy does not depend on who was sampled along.
+    nulls = [open_run(run.path / name).table("null").to_pylist() for name in folders]
+    assert len({row["threshold"] for some in nulls for row in some if row["measure"] == "l2"}) == 1
     sampled = [row["prompt_id"] for row in run.table("audited").to_pylist()]
     assert len(sampled) == len(set(sampled))
     assert all(verify(run.path / name).ok for name in folders)

@@ -1,10 +1,10 @@
 """Confirming samples captions in full and holds every sample against a whole data set.
 
 It is a study like any other, but that the images known to it are those of its own prompts and a
-few others taken at random, on which thresholds are fitted; the nearest image of each sample is
-looked for among all of the data set (`severity.nearest`), and enters the run's tables once it was
-found. The threshold for nearest images is likewise fitted on the nearest of the whole set, those
-left out that are all but the same picture.
+few others taken at random; on these alone thresholds are fitted. The nearest image of each sample
+is looked for among all of the data set (`severity.nearest`), and enters the run's tables once it
+was found. The threshold for nearest images is likewise fitted on the nearest of the whole set,
+those left out that are all but the same picture.
 
 Contents: `Images`, what is known of the pictures of a data set; `ConfirmWorker`; `known_prompts`;
 `certain`, how often the search is sure.
@@ -221,7 +221,9 @@ class ConfirmWorker(StudyWorker):
         """Write the training images that samples are near to, and how severe that is."""
         self._found(writer, manifest)
         run = Run(writer.path, manifest)
-        rows = assess(run, loaded=self.measures, nearest=self._nearest())
+        # Those of its own prompts are no sample: what is suspicious often looks alike.
+        among = {f"{int(self.images.names[place]):016x}" for place in self.others_at}
+        rows = assess(run, loaded=self.measures, nearest=self._nearest(), among=among)
         writer.append("severity", rows)
 
     def _found(self, writer: Writer, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ Formulas, for n captions scored by detectors j, s_j the scores, med over all cap
     drawn       from both strata at random, a quarter from the nearest
 
 How many finalists are enough is seen from them: in rounds, more are taken as long as a tenth of the
-less suspicious half of the last round have what is looked for.
+last round have what is looked for.
 
 Most captions of a set are ordinary, so their middle and spread say what is: scores of different
 detectors come to one scale without a label and without a threshold, and asinh lets none outweigh
@@ -48,7 +48,7 @@ LONE = 0.1
 ROUND = 20
 """Fewest captions of a round."""
 WIDEN = 0.1
-"""Share of the less suspicious half of what was sampled last that calls for more."""
+"""Share of what was sampled last that calls for more."""
 
 
 def tails(
@@ -173,7 +173,6 @@ def widens(found: Sequence[bool]) -> bool:
     """Return whether a round calls for another one.
 
     Args:
-        found: Whether each of its captions has what is looked for, the most suspicious first.
+        found: Whether each of its captions has what is looked for.
     """
-    less = found[len(found) // 2 :]
-    return bool(less) and sum(less) >= WIDEN * len(less)
+    return bool(found) and sum(found) >= WIDEN * len(found)

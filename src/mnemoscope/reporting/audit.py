@@ -159,7 +159,7 @@ class Found:
         """Return whether the least suspicious that were sampled call for more of them."""
         scored = [row for row in self.captions if row["chosen"] == "score"]
         scored.sort(key=lambda row: row["tail"])
-        last = [row["state"] in GIVEN_BACK for row in scored[-ROUND:]]
+        last = [row["state"] in GIVEN_BACK for row in scored[-ROUND // 2 :]]
         return len(scored) < self.listed and widens(last)
 
     @property

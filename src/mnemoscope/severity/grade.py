@@ -326,6 +326,7 @@ def assess(
     *,
     loaded: Mapping[str, Similarity] | None = None,
     nearest: Mapping[str, Float[np.ndarray, " _"]] | None = None,
+    among: Collection[str] | None = None,
     rate: float = RATE,
 ) -> dict[str, pa.Table]:
     """Derive the tables of severity and of its nulls from a run, a unit at a time.
@@ -339,6 +340,8 @@ def assess(
         loaded: Similarities that are loaded already, by name; others are loaded as needed.
         nearest: Similarity of some training images to the nearest unrelated one by each measure,
             where samples were compared with more images than the run holds.
+        among: Names of the training images that nulls are fitted on; all where not given. Prompts
+            that were chosen for being alike have images that are alike.
         rate: Share of unrelated pairs that may exceed a threshold.
 
     Returns:
@@ -347,7 +350,9 @@ def assess(
     """
     shown, templates = _first_picture(run), _templates(run)
     size = (0, 0) if shown is None else (shown.shape[1], shown.shape[2])
-    pictures, kin = _Stored(run, size), _kin(run, templates)
+    kin = _kin(run, templates)
+    places = [at for at, one in enumerate(kin) if among is None or one.reference_id in among]
+    pictures, kin = _Stored(run, size, places), [kin[at] for at in places]
     made = _generated(run)
     nulls: list[Null] = []
     for measure in _measures(run):
@@ -411,10 +416,12 @@ class _Stored(Sequence[Reference]):
     Args:
         run: The run.
         size: Height and width of its samples; a stored image is about as large.
+        places: Which of them.
     """
 
-    def __init__(self, run: Parted, size: tuple[int, int]) -> None:
+    def __init__(self, run: Parted, size: tuple[int, int], places: Sequence[int]) -> None:
         units = run.units("references")
+        self.places = places
         self.units, self.ends = list(units), list(accumulate(units.values()))
         self.part = lru_cache(1)(lambda unit: run.part("references", unit))
         # Every measure takes them in turn, so that some of them would never be met again.
@@ -422,7 +429,7 @@ class _Stored(Sequence[Reference]):
         self.taken = lru_cache(len(self) if fits else 1)(self._take)
 
     def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
+        return len(self.places)
 
     @overload
     def __getitem__(self, at: int) -> Reference: ...
@@ -436,7 +443,8 @@ class _Stored(Sequence[Reference]):
         # A sequence ends where its index is out of range.
         return self.taken(range(len(self))[at])
 
-    def _take(self, at: int) -> Reference:
+    def _take(self, number: int) -> Reference:
+        at = self.places[number]
         place = bisect_right(self.ends, at)
         part = self.part(self.units[place])
         row = at - self.ends[place] + part.num_rows
