@@ -138,6 +138,27 @@ def test_a_funnel_widens_while_it_finds(tmp_path):
     assert all(verify(run.path / name).ok for name in folders)
 
 
+def test_a_closer_look_is_taken_at_the_most_suspicious_fifth(tmp_path):
+    model = world(tmp_path / "set", n=120, known=3)
+    question = asked(tmp_path / "set", tmp_path / "run", detectors=("prompt_length",))
+    found = found_of(audit(question, model=model))
+    scored = open_run(tmp_path / "run" / "closer").table("scores").to_pylist()
+    # The length of a caption tells nothing, so which fifth it is is chance; what stands in it is
+    # denoised best where it is known, and so comes first.
+    names = {row["prompt_id"]: row["score"] for row in scored}
+    assert len(names) <= 24
+    tail = {row["prompt_id"]: row["tail"] for row in found.captions}
+    known = [row["prompt_id"] for row in found.captions if row["state"] == "memorized"]
+    inside = [name for name in known if name in names]
+    best = sorted(names, key=lambda name: -names[name])[: len(inside)]
+    assert set(best) == set(inside)
+    assert all(tail[name] <= len(inside) / 120 + 1e-9 for name in inside)
+    rows = {row["stage"]: row for row in found.funnel}
+    assert rows["screen"]["kept"] == rows["closer"]["items"] == 24
+    assert rows["closer"]["network_calls"] == 24 * 4
+    assert sum(row["network_calls"] for row in scored) == len(names) * 4
+
+
 def test_what_stands_out_before_any_call_is_told_and_sampled(tmp_path):
     model = world(tmp_path / "set", n=60)
     folder = tmp_path / "set"

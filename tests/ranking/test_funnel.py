@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnemoscope.ranking.funnel import plan, tails, widens
+from mnemoscope.ranking.funnel import nearest, plan, refined, tails, widens
 
 WORDS, BOTH = np.array([False]), np.array([False, False])
 
@@ -122,3 +122,29 @@ def test_a_round_whose_second_half_gives_something_back_calls_for_another():
     assert widens([True] * 2 + [False] * 18)
     assert not widens([True] + [False] * 19)
     assert not widens([])
+
+
+def test_a_closer_look_orders_the_least_tails_anew_and_no_others():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(100, 2))
+    own = np.array([False, True])
+    before = tails(scores, own)
+    some = nearest(before, 0.2)
+    assert len(some) == 20
+    more = rng.normal(size=(20, 1))
+    # The last of them looks worst of all, the first has no image.
+    last, first = np.argmax(before[some]), np.argmin(before[some])
+    more[last], more[first] = 1e6, np.nan
+    after = refined(scores, own, some, more)
+    rest = np.setdiff1d(np.arange(100), some)
+    assert (after[rest] == before[rest]).all()
+    assert sorted(after[some]) == pytest.approx(np.arange(1, 21) / 100)
+    assert after[some[last]] == 0.01
+    # What looks no worse than the middle of them is not held against a caption.
+    plain = refined(scores, own, some, np.full((20, 1), np.nan))
+    assert plain == pytest.approx(before)
+
+
+def test_a_caption_without_a_score_is_not_looked_at_closer():
+    tail = tails(np.array([[np.nan], [3.0], [2.0], [1.0]]), WORDS)
+    assert nearest(tail, 0.34).tolist() == [1]

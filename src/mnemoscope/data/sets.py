@@ -187,6 +187,29 @@ class Captions:
             raise InputError(f"data set {str(self.dataset.path)!r} holds no captions")
         return PromptList(self.dataset.digest, len(self), self)
 
+    def only(self, places: Shaped[np.ndarray, " some"]) -> PromptList:
+        """Return some of them as a list of prompts, in their order, read as it is gone through.
+
+        Args:
+            places: Which, ascending.
+        """
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[places] = True
+        digest = hashlib.sha256(self.dataset.digest.encode() + chosen.tobytes()).hexdigest()
+        return PromptList(digest, len(places), _Some(self, chosen))
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some captions of a set, in their order."""
+
+    captions: Captions
+    chosen: Shaped[np.ndarray, " caption"]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        pairs = zip(self.captions, self.chosen, strict=True)
+        return (prompt for prompt, chosen in pairs if chosen)
+
 
 def _told(item: Item) -> bytes:
     size = _size(item.image)

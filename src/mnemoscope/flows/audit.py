@@ -5,6 +5,7 @@ Flow of `audit`, each stage a run folder that goes on where it was stopped::
     DIR          what each item is, and in the end what was found: tables items, suspects, funnel,
                  audited and statistics
     DIR/screen   every distinct caption by a few network calls: a detection
+    DIR/closer   a fifth of them, the most suspicious, by a few more at their image: likewise
     DIR/members  where another data set is held out, items of both by membership scores: a detection
     DIR/confirm  the suspicious captions in full, every picture against the whole set: a study;
                  DIR/confirm-2 and so on, further samples of those that the first ones do not
@@ -47,7 +48,7 @@ from mnemoscope.evidence import Bank, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.flows.confirming import ConfirmWorker, Images, certain, known_prompts
-from mnemoscope.flows.detect import DELAY, Notify, detect
+from mnemoscope.flows.detect import DELAY, Notify, Scores, detect
 from mnemoscope.flows.options import (
     as_model,
     brought,
@@ -69,7 +70,9 @@ from mnemoscope.ranking.funnel import (
     STRATA,
     SUSPICIOUS,
     Plan,
+    nearest,
     plan,
+    refined,
     strata_of,
     tails,
     widens,
@@ -115,6 +118,8 @@ FURTHER = 1832
 """Captions of it that the planting showed once, beside 168 planted ones."""
 WIDEST = 0.1
 """Share of the captions that is sampled as suspicious at most."""
+CLOSER = 0.2
+"""Share of the captions at which a closer look is taken, the most suspicious."""
 LOOKS = 4
 """How often a caption is sampled further at most; the last time, all that is left."""
 FEWEST = 4
@@ -140,6 +145,11 @@ class Audit(Execution, Recipe, Source):
         "for sima, which takes the image.",
     )
     screening_seeds: int = option(4, "Samples a caption in the screen.")
+    closer: tuple[str, ...] = option(
+        ("denoising_loss:5",),
+        "Detectors of the caption's own image that look closer at the most suspicious fifth, by "
+        "one sample each, comma-separated; none for no closer look.",
+    )
     seeds: int = option(
         4, "Samples a caption that is sampled in full; fewer where these settle what it is."
     )
@@ -341,11 +351,29 @@ class _Stages:
         return {f.name: getattr(self.asked, f.name) for f in fields(Execution)}
 
     def screen_calls(self) -> int:
-        """Return what the screen costs."""
-        seeds = self.asked.screening_seeds
+        """Return what the screen costs, at most: a caption without a picture is looked at less."""
+        return self._scored(len(self.captions), self.detectors, self.asked.screening_seeds)
+
+    def closer_calls(self) -> int:
+        """Return what the closer look costs, at most."""
+        return self._scored(self.closer, choose(self.asked.closer), 1) if self.closer else 0
+
+    def scoring_calls(self) -> int:
+        """Return what is spent before anything is sampled in full, at most."""
+        return self.screen_calls() + self.closer_calls()
+
+    def _scored(self, count: int, detectors: Sequence[Detector], seeds: int) -> int:
         bank = Bank(self.model, Recipe(**self._screening()), seeds, self.asked.batch)
-        each = price_in(bank, union(self.detectors)).calls
-        return len(self.captions) * each + (seeds if bank.knows_start else 0)
+        each = price_in(bank, union(detectors)).calls
+        starts = any(detector.needs.uncond for detector in detectors) and bank.knows_start
+        return count * each + (seeds if starts else 0)
+
+    @property
+    def closer(self) -> int:
+        """Return at how many captions a closer look is taken; 0 where most are sampled anyway."""
+        count = int(CLOSER * len(self.captions))
+        first = max(LEAST, round(self.asked.finalists * len(self.captions)))
+        return count if choose(self.asked.closer) and count > first else 0
 
     @property
     def models(self) -> int:
@@ -384,7 +412,7 @@ class _Stages:
             return finalists
         room, least = self._room(), min(n, FEWEST)
         if room < least:
-            before, each = self.screen_calls() + self.fixed(), self.each()
+            before, each = self.scoring_calls() + self.fixed(), self.each()
             raise InputError(
                 f"budget {asked.budget:,} given; screen, reference means and ordinary prompts take "
                 f"{before:,} network calls, and {least} captions in full {least * each:,} more: "
@@ -395,7 +423,7 @@ class _Stages:
     def _room(self) -> int:
         """Return how many captions the budget has room for in full."""
         assert self.asked.budget is not None
-        return (self.asked.budget - self.screen_calls() - self.fixed()) // self.each()
+        return (self.asked.budget - self.scoring_calls() - self.fixed()) // self.each()
 
     def drawn(self, sampled: int) -> int:
         """Return how many of the others are drawn at least, once some captions are sampled."""
@@ -434,14 +462,19 @@ class _Stages:
         finalists = self.finalists()
         drawn = self.drawn(finalists)
         blank = int((self.dataset.keys == 0).sum())
-        screen, full = self.screen_calls(), (finalists + drawn) * each + self.fixed()
+        screen, full = self.scoring_calls(), (finalists + drawn) * each + self.fixed()
         whole = n * each
         yield (
             f"{len(self.dataset):,} items, {n:,} different captions"
             + (f"; items without one are only looked for: {blank:,}" if blank else "")
         )
         seeds = self.asked.screening_seeds
-        yield f"screen: {n:,} captions x {seeds} seeds, {screen:,} network calls"
+        yield f"screen: {n:,} captions x {seeds} seeds, {self.screen_calls():,} network calls"
+        if self.closer:
+            yield (
+                f"closer look: {self.closer:,} of them, the most suspicious, at most "
+                f"{self.closer_calls():,} network calls"
+            )
         yield (
             f"confirm: {finalists:,} suspicious captions (and as many more that repeat or lie "
             f"alone, at most), "
@@ -474,7 +507,7 @@ class _Stages:
             given=given(asked),
             options={k: v for k, v in resolved(asked).items() if k not in UNASKED}
             | {"scheduler": bank.recipe.scheduler},
-            methods=methods_of(self.detectors),
+            methods=methods_of((*self.detectors, *choose(asked.closer))),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},
             prompts=hashlib.sha256(told.encode()).hexdigest(),
@@ -544,21 +577,36 @@ class _Stages:
         pairs = any(detector.kind == "pair" for detector in self.detectors)
         captions = Captions(self.dataset, images.names != NOTHING if pairs else None)
         asked = self.asked
-        scores = detect(
+        seeds = asked.screening_seeds
+        scores = self._detected(captions.listed(), self.detectors, seeds, "screen")
+        own = np.array([detector.kind == "pair" for detector in self.detectors])
+        values = np.column_stack([scores.of(d.name) for d in self.detectors])
+        tail = tails(values, own)
+        if not self.closer:
+            return tail
+        some = nearest(tail, CLOSER)
+        looked = Captions(self.dataset, images.names != NOTHING).only(some)
+        more = self._detected(looked, choose(asked.closer), 1, "closer")
+        added = np.column_stack([more.of(d.name) for d in choose(asked.closer)])
+        return refined(values, own, some, added)
+
+    def _detected(
+        self, prompts: PromptList, detectors: Sequence[str | Detector], seeds: int, name: str
+    ) -> Scores:
+        """Score prompts, into a folder of that name."""
+        return detect(
             self.model,
-            captions.listed(),
-            detectors=self.detectors,
-            seeds=asked.screening_seeds,
-            batch=asked.batch,
-            retry=asked.retry,
-            out=self.folder / "screen",
-            notify=lambda line: self.say(f"screen: {line}"),
+            prompts,
+            detectors=detectors,
+            seeds=seeds,
+            batch=self.asked.batch,
+            retry=self.asked.retry,
+            out=self.folder / name,
+            notify=lambda line: self.say(f"{name}: {line}"),
             progress=self.progress,
             **self._where(),
             **self._screening(),
         )
-        own = np.array([detector.kind == "pair" for detector in self.detectors])
-        return tails(np.column_stack([scores.of(d.name) for d in self.detectors]), own)
 
     def infer(self, images: Images) -> Inference | None:
         """Ask whether the data set was trained on as a whole; None without one held out."""
@@ -567,19 +615,8 @@ class _Stages:
         ours = Captions(self.dataset, images.names != NOTHING)
         theirs = Captions(self.held_out, np.ones(len(self.held_out), dtype=bool))
         sides = [_some(ours, "item", self.asked.seed), _some(theirs, "held-out", self.asked.seed)]
-        scores = detect(
-            self.model,
-            PromptList.of([prompt for side in sides for prompt in side]),
-            detectors=MEMBERSHIP,
-            seeds=self.asked.screening_seeds,
-            batch=self.asked.batch,
-            retry=self.asked.retry,
-            out=self.folder / "members",
-            notify=lambda line: self.say(f"members: {line}"),
-            progress=self.progress,
-            **self._where(),
-            **self._screening(),
-        )
+        both = PromptList.of([prompt for side in sides for prompt in side])
+        scores = self._detected(both, MEMBERSHIP, self.asked.screening_seeds, "members")
         features = np.column_stack([scores.of(name) for name in MEMBERSHIP])
         return inferred(features[: len(sides[0])], features[len(sides[0]) :], self.asked.seed)
 
@@ -627,7 +664,7 @@ class _Stages:
             sample(chosen)
         drawn = self.drawn(len(back))
         if self.asked.budget is not None and self.asked.precision is None:
-            spent = sum(map(_spent, done)) + self.screen_calls() + self.fixed()
+            spent = sum(map(_spent, done)) + self.scoring_calls() + self.fixed()
             spent += (self.models - 1) * len(back) * self.each() // self.models
             room = max(0, self.asked.budget - spent) // self.each()
             drawn = min(len(self.captions) - len(back), room)
@@ -827,10 +864,14 @@ class _Stages:
             ("screen", len(self.captions), len(chosen.finalists), self.screen_calls()),
             ("confirm", chosen.sampled + len(self.ordinary), chosen.sampled, spent),
         )
+        if self.closer:
+            look = "closer", self.closer, len(chosen.finalists), self.closer_calls()
+            stages = (stages[0], (*stages[1][:2], self.closer, stages[1][3]), look, *stages[2:])
         if self.held_out is not None:
             sizes = (len(self.captions), len(Captions(self.held_out)))
             both = sum(min(size, INFERRED_ON) for size in sizes)
-            stages = (*stages[:2], ("members", both, both, self.inference_calls()), stages[2])
+            members = "members", both, both, self.inference_calls()
+            stages = (*stages[:-1], members, stages[-1])
         return [
             {"stage": stage, "items": items, "kept": kept, "network_calls": calls}
             for stage, items, kept, calls in stages

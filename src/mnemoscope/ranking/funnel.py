@@ -7,6 +7,8 @@ Formulas, for n captions scored by detectors j, s_j the scores, med over all cap
     own         mean of asinh z_j over what looks at its own image
     suspicion   words + max(0, own)            own where nothing looks at the caption alone
     tail        #{suspicion as large} / n      how far out a caption lies
+    refined     suspicion + max(0, more)       of the least tails alone, which stay the least; more
+                is the mean of asinh z_j over what looks closer at them, med over these
     finalists   those of the least tail, and some more: first those of the most repeats, then a few
                 whose picture lies most alone
     strata      the rest in the order of their tail: the nearest tenth, and all others
@@ -21,7 +23,7 @@ the others far out. The own image only adds: a caption may give another one back
 misses is measured on the strata. A caption without a score is suspicious of nothing and lies in the
 nearest stratum.
 
-Contents: `tails`; `Plan` and `plan`; `widens`.
+Contents: `tails`, `nearest` and `refined`; `Plan` and `plan`; `widens`.
 
 Source: ours; Rousseeuw & Croux 1993 (median absolute deviation).
 """
@@ -60,10 +62,47 @@ def tails(
         scores: Scores; NaN is none.
         own: Whether each detector looks at the caption's own image.
     """
+    return _tails(_suspicion(scores, own))
+
+
+def nearest(tail: Float[np.ndarray, " caption"], share: float) -> Int[np.ndarray, " some"]:
+    """Return the captions of the least tails, in their order, that make a share of those scored."""
+    with np.errstate(invalid="ignore"):
+        return (tail <= share).nonzero()[0]
+
+
+def refined(
+    scores: Float[np.ndarray, "caption detector"],
+    own: Bool[np.ndarray, " detector"],
+    some: Int[np.ndarray, " some"],
+    more: Float[np.ndarray, "some closer"],
+) -> Float[np.ndarray, " caption"]:
+    """Return how far out each caption lies once a closer look was taken at some.
+
+    Args:
+        scores: Scores of all, as for `tails`.
+        own: Likewise.
+        some: The captions of the least tails.
+        more: Scores of these by detectors that look at their own image; NaN is none.
+    """
+    suspicion = _suspicion(scores, own)
+    tail, known = _tails(suspicion), int(np.isfinite(suspicion).sum())
+    added = _mean(np.array([_spread(column) for column in more.T]).reshape(more.shape[::-1]))
+    closer = suspicion[some] + np.where(np.isnan(added), 0.0, np.maximum(added, 0.0))
+    tail[some] = _tails(closer) * len(some) / max(known, 1)
+    return tail
+
+
+def _suspicion(
+    scores: Float[np.ndarray, "caption detector"], own: Bool[np.ndarray, " detector"]
+) -> Float[np.ndarray, " caption"]:
     parts = np.array([_spread(column) for column in scores.T]).reshape(scores.shape[::-1])
     words, image = _mean(parts[~own]), _mean(parts[own])
     added = np.where(np.isnan(image), 0.0, np.maximum(image, 0.0))
-    suspicion = np.where(np.isnan(words), image, words + added)
+    return np.where(np.isnan(words), image, words + added)
+
+
+def _tails(suspicion: Float[np.ndarray, " caption"]) -> Float[np.ndarray, " caption"]:
     rising = np.sort(suspicion[np.isfinite(suspicion)])
     above = len(rising) - np.searchsorted(rising, suspicion, side="left")
     return np.where(np.isfinite(suspicion), above / max(len(rising), 1), np.nan)
