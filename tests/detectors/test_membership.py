@@ -58,6 +58,19 @@ def test_memorized_pairs_exceed_the_same_images_under_strange_captions(scores, n
     assert auc(own, strange) == 1
 
 
+def test_few_levels_are_those_of_the_whole_loss_without_the_empty_prompt(oracle):
+    """A path of five calls has no more than five levels, for either."""
+    # Under captions that it does not know, the memorizer is not exact.
+    held = [Prompt(f"new{k}", f"never seen {k}", images=(picture(oracle, k),)) for k in range(3)]
+    names = ["denoising_loss", "denoising_loss:5"]
+    found = detect(oracle, [*held, Prompt("none", "target 3")], detectors=names, **OPTIONS)
+    # One comes by way of the Gram matrix, in which squares of its vectors cancel.
+    np.testing.assert_allclose(found.of(names[1]), found.of(names[0]), rtol=1e-5)
+    assert np.isnan(found.of(names[1])).tolist() == [False, False, False, True]
+    calls = found.table["network_calls"].to_pylist()
+    assert calls[:2] == [2 * 2 * 5, 2 * 5]
+
+
 @pytest.mark.parametrize("name", sorted({*IMAGE, *CAPTION} - set(FOOLED)))
 def test_memorized_pairs_exceed_memorized_captions_with_another_image(scores, name):
     own, _, swapped = scores.of(name).reshape(3, 4)
