@@ -125,8 +125,8 @@ def test_a_funnel_widens_while_it_finds(tmp_path):
     assert not found.narrow
     folders = sorted(path.name for path in run.path.glob("confirm*"))
     # Half of the samples settle what copies; of what does not the other half is taken as well.
-    studies = ["confirm", "confirm-2", "confirm-3", "confirm-4"]
-    assert folders == [*studies, "confirm-drawn", "confirm-drawn-2"]
+    studies = [f"confirm-{number}" for number in range(2, 7)]
+    assert folders == ["confirm", *studies, "confirm-drawn", "confirm-drawn-2"]
     settled = {(row["state"], row["samples"]) for row in run.table("audited").to_pylist()}
     assert {("memorized", 1), ("not memorized", 2)} <= settled
     assert not {("memorized", 2), ("not memorized", 1)} & settled

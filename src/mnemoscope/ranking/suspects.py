@@ -21,6 +21,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,9 @@ def alike(prints: Prints) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " 
     pairs = np.cumsum(tree.query_ball_point(along, near, return_length=True))
     starts = np.searchsorted(pairs, np.arange(0, pairs[-1], PAIRS))
     for rows in np.split(np.arange(len(prints)), starts[1:]):
-        some = tree.query_ball_point(along[rows], near) if len(rows) else ()
+        if not len(rows):
+            continue
+        some: Any = tree.query_ball_point(along[rows], near)
         for at, others in zip(rows.tolist(), some, strict=True):
             theirs = np.array([other for other in others if other != at], dtype=np.intp)
             if not len(theirs):
