@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from benchmarks.audit import recorded
 from mnemoscope.flows.audit import prevalence_of
 from mnemoscope.lab.dataset import METADATA
-from mnemoscope.ranking.funnel import ROUND, SUSPICIOUS, plan, tails, widens
+from mnemoscope.ranking.funnel import ROUND, SUSPICIOUS, plan, refined, tails, widens
 from mnemoscope.ranking.prevalence import exact
 from mnemoscope.reporting.audit import GIVEN_BACK
 from mnemoscope.runs.folder import open_run
@@ -84,7 +84,15 @@ def world(folder: Path, data: Path, study: Path) -> World:
         )
     values = np.array([[some[name] for name in DETECTORS] for some in scores.values()])
     back = [texts[name] in planted and states[texts[name]] in GIVEN_BACK for name in scores]
-    return World(tails(values, np.array([False, True])), np.array(back))
+    own = np.array([False, True])
+    if not (folder / "closer").exists():
+        return World(tails(values, own), np.array(back))
+    at = {name: place for place, name in enumerate(scores)}
+    rows = open_run(folder / "closer").table("scores").to_pylist()
+    closer = {at[r["prompt_id"]]: np.nan if r["score"] is None else r["score"] for r in rows}
+    some = np.array(sorted(closer))
+    more = np.array([[closer[place]] for place in some.tolist()])
+    return World(refined(values, own, some, more), np.array(back))
 
 
 def main(folder: Path, data: Path, study: Path, times: int = 200) -> bool:
