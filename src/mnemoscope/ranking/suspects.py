@@ -100,7 +100,7 @@ def alone(prints: Prints, seed: int) -> Float[np.ndarray, " image"]:
         square = _squares(_values(prints[start : start + BLOCK]), theirs)
         square = torch.where(square > reach**2, square, torch.inf)
         if square.shape[1] >= K:
-            value = square.kthvalue(K, dim=1).values
+            value = square.topk(K, dim=1, largest=False).values[:, -1]
             value = torch.where(torch.isfinite(value), value, torch.nan)
             far[start : start + BLOCK] = (value / BYTES).sqrt().numpy()
     return far
