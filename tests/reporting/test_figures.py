@@ -47,6 +47,21 @@ def test_named_dots_are_written_beside_them_and_no_others() -> None:
     assert not {"v", "x", "z"} & set(texts)
 
 
+def test_an_axis_of_prices_within_a_decade_is_ticked() -> None:
+    prices = np.array([40.0, 45, 48, 52, 60])
+    panel = ScatterPanel(
+        "t",
+        "calls",
+        "share",
+        "c",
+        (Points("p", "memorized", prices, X, tuple("vwxyz")),),
+        log_x=True,
+    )
+    root = ElementTree.fromstring(figures.svg(panel, "a"))
+    texts = ["".join(element.itertext()) for element in root.iter("text")]
+    assert len([text for text in texts if text.isdecimal() and 30 < int(text) < 80]) >= 2
+
+
 def test_labels_stay_text() -> None:
     label = "<script>alert(1)</script> $x^2$ & \"quoted\" 'too'"
     root = ElementTree.fromstring(figures.svg(curve(label), "a"))

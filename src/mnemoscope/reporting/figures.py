@@ -29,7 +29,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from mnemoscope.core.panels import BarPanel, CurvePanel, Panel, Points, ScatterPanel, Series
 from mnemoscope.reporting.text import known
@@ -202,6 +202,9 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(0 if values.min() < 1 else 0.8 * values.min(), 1.3 * values.max())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        if values.max() < 10 * values.min():
+            # Powers of ten may all lie outside.
+            axes.xaxis.set_major_locator(MaxNLocator(4))
     if panel.equal:
         values = np.concatenate([part for points in panel.points for part in (points.x, points.y)])
         low, high = float(values.min()), float(values.max())
