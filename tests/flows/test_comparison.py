@@ -18,6 +18,7 @@ from mnemoscope.flows.comparison import (
     chosen,
     compare_mitigations,
     summary,
+    with_thresholds,
 )
 from mnemoscope.flows.outcomes import mechanism_of
 from mnemoscope.mitigations import all_mitigations, parse
@@ -91,6 +92,17 @@ def test_thresholds_are_set_on_ordinary_prompts_and_used(found):
     told = [row.outcome.setting for row in found.rows]
     threshold = found.thresholds["threshold"]
     assert any(f"gated_opposite(strength=3.0,threshold={threshold}" in name for name in told)
+
+
+def test_the_gap_aimed_at_is_no_other_methods_target():
+    # SAIL aims at a change of the score, which is another number.
+    given = {"target": 9.0}
+    taken = {
+        name
+        for name, kind in all_mitigations().items()
+        if with_thresholds(kind(), given).settings.get("target") == 9.0
+    }
+    assert taken == {"prompt_optimization", "noise_optimization"}
 
 
 def test_a_copy_is_what_severity_calls_one(found):

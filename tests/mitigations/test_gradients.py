@@ -119,14 +119,14 @@ def test_sail_measures_sharpness_as_the_paper_does():
 
 def test_sail_draws_anew_and_ends_at_its_best():
     start = start_of(TEXTS, linear(MATRIX))
-    never = parse("sharpness_noise(target=0,rounds=2,draws=2)").optimized(start)
+    never = parse("sharpness_noise(flatness=0,rounds=2,draws=2)").optimized(start)
     assert not never.converged.any()
-    once = parse("sharpness_noise(target=0,rounds=2,draws=1)").optimized(start)
+    once = parse("sharpness_noise(flatness=0,rounds=2,draws=1)").optimized(start)
     assert (never.reached <= once.reached).all()
-    method = parse("sharpness_noise(target=0,rounds=2,draws=2)")
+    method = parse("sharpness_noise(flatness=0,rounds=2,draws=2)")
     _, watched = method._sharpness(start, never.value, start.rows)
     torch.testing.assert_close(watched, never.reached)
-    at_once = parse("sharpness_noise(target=1000)").optimized(start)
+    at_once = parse("sharpness_noise(flatness=1000)").optimized(start)
     assert torch.equal(at_once.value, start.noise)
 
 

@@ -4,7 +4,7 @@ Formulas, with s(x) = -(eps_c(x) - eps_u(x)) / sigma at the first call, for each
 
     sharpness(x) = ||s(x + reach·s(x)/||s(x)||) - s(x)||²
     x ← Adam step on sharpness(x) + hold·||x||²
-        until rms of that difference <= target / strength, at most `rounds` times
+        until rms of that difference <= flatness / strength, at most `rounds` times
 
 then once more from fresh noise, at most `draws` times in all. A sample that never arrives starts
 from where its sharpness was least. `optimized` says which arrived. This is the paper's form. The
@@ -28,8 +28,8 @@ class SharpnessNoise(Mitigation):
     """Move each noise to where the pull of the prompt is flat.
 
     Attributes:
-        strength: What the target is divided by.
-        target: Root mean square of the score's change that is aimed at.
+        strength: What the flatness is divided by.
+        flatness: Root mean square of the score's change that is aimed at.
         reach: Length of the excursion along the score.
         hold: Weight α that holds the noise to its size.
         rate: Learning rate.
@@ -44,7 +44,7 @@ class SharpnessNoise(Mitigation):
     bounds: ClassVar[Bounds] = {"rounds": (0.0, 1000.0), "draws": (1.0, 100.0)}
 
     strength: float = 1.0
-    target: float = 0.001
+    flatness: float = 0.001
     reach: float = 1.0
     hold: float = 0.05
     rate: float = 0.05
@@ -62,7 +62,7 @@ class SharpnessNoise(Mitigation):
 
     def optimized(self, start: Start) -> Descended:
         """Return the moved noise, the sharpness it was brought to, and whether that sufficed."""
-        target = self.target / self.strength
+        target = self.flatness / self.strength
         value = start.noise.clone()
         reached = torch.full((len(value),), torch.inf, device=value.device)
         left = torch.arange(len(value), device=value.device)
