@@ -50,8 +50,9 @@ def detectors() -> str:
 def mitigations() -> str:
     """Return every mitigation with its settings, as Markdown."""
     rows = [
-        "| mitigation | what it does | strength | acts at | calls before the path | source |",
-        "|---|---|---|---|---|---|",
+        "| mitigation | what it does | strength | acts at | calls before the path | source "
+        "| settings |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in all_mitigations().values():
         about, strength = (kind.__doc__ or "").split("\n")[0], told(kind)
@@ -59,8 +60,8 @@ def mitigations() -> str:
         if kind.branches_asked:
             hooks.append(f"{len(kind.branches_asked)} branch more")
         rows.append(
-            f"| `{kind()}` | {about} | {strength} | {', '.join(hooks)} | {kind().calls_before} | "
-            f"{kind.source} |"
+            f"| `{kind.name}` | {about} | {strength} | {', '.join(hooks)} "
+            f"| {kind().calls_before} | {kind.source} | `{kind()}` |"
         )
     return "\n".join(rows)
 
