@@ -35,7 +35,7 @@ from mnemoscope.core.stats import roc_auc
 from mnemoscope.data.prompts import PromptList
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, did_you_mean
-from mnemoscope.flows.detect import Notify, Scores, detect, encoded
+from mnemoscope.flows.detect import Notify, Scores, checkpoint, detect, encoded
 from mnemoscope.flows.options import brought, listed, name_of, opened, values_of
 from mnemoscope.flows.ordinary import SCORES
 from mnemoscope.flows.scores import choose
@@ -206,12 +206,13 @@ def leaderboard(
     truth = truth_of(run, guidance=asked.guidance, measure=measure, cut=asked.cut)
     # Said before the scoring, which is what takes long.
     require_both(truth)
+    earlier = None if asked.earlier is None else checkpoint(asked.earlier, asked)
     drawn = [
         detect(
             known,
             _matching(held or listed(None, name), truth.prompt_id),
             detectors=chosen,
-            earlier=asked.earlier,
+            earlier=earlier,
             out=out / "scoring" / str(bank),
             guidance=asked.guidance,
             noise=asked.scoring_noise,

@@ -4,7 +4,7 @@ Flow of `detect`: take the union of what the detectors need, gather it for some 
 let each detector score what it declared, write the scores and drop the evidence. What is written is
 a run folder of its own, so that an interrupted detection goes on, and no list is held in memory.
 
-Contents: `Detection`, `detect`, `Scores`.
+Contents: `Detection`, `detect`, `Scores`; `checkpoint`, another one of a model.
 """
 
 import io
@@ -283,7 +283,7 @@ def detect(
     reference = None if ordinary is None else Known.of(ordinary)
     with _folder(out) as folder:
         known = opened(model, asked)
-        before = _earlier(asked) if isinstance(earlier, str) else earlier
+        before = checkpoint(earlier, asked) if isinstance(earlier, str) else earlier
         with tqdm(total=len(held), unit="prompt", disable=not progress, delay=DELAY) as bar:
             words = word_frequency(held) if Text() in union(chosen) else None
             worker = DetectionWorker(asked, known, chosen, folder, words, earlier=before)
@@ -319,10 +319,9 @@ def _asked(
     return Detection(model=name_of(model), detectors=names, **options, **handed)
 
 
-def _earlier(asked: Detection) -> Model:
-    """Load the earlier checkpoint, to where and as the model is loaded."""
-    assert asked.earlier is not None
-    return loaded(Source(model=asked.earlier, device=asked.device, dtype=asked.dtype))
+def checkpoint(name: str, beside: Source) -> Model:
+    """Load another checkpoint of a model, to where and as that is loaded."""
+    return loaded(Source(model=name, device=beside.device, dtype=beside.dtype))
 
 
 def _enough(chosen: Sequence[Detector], seeds: int) -> None:

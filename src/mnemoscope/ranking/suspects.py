@@ -80,7 +80,8 @@ def alike(prints: Prints) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " 
             continue
         some: Any = tree.query_ball_point(along[rows], near)
         for at, others in zip(rows.tolist(), some, strict=True):
-            theirs = np.array([other for other in others if other != at], dtype=np.intp)
+            theirs = np.asarray(others, dtype=np.intp)
+            theirs = theirs[theirs != at]
             if not len(theirs):
                 continue
             apart = prints[theirs].astype(np.float32) - prints[at]
