@@ -107,10 +107,14 @@ def test_the_interval_counts_what_was_dropped(made):
 
 def test_a_funnel_that_is_too_narrow_says_so(made):
     found = found_of(made[2])
-    assert not found.narrow
-    hits = replace(found, captions=found.given_back)
-    assert hits.narrow
-    assert any("--finalists" in one for one in hits.sentences)
+    # Of the first twenty, the last round, four give an image back, and no more may be taken of 60.
+    assert (found.last["n"], found.last["value"]) == (20, 4 / 20)
+    assert found.narrow
+    assert any("--finalists" in one for one in found.sentences)
+    for last in (found.last | {"value": 1 / 20}, found.last | {"value": None}, None):
+        fewer = replace(found, last=last)
+        assert not fewer.narrow
+        assert not any("--finalists" in one for one in fewer.sentences)
 
 
 def test_a_funnel_widens_while_it_finds(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnemoscope.ranking.suspects import K, alike, alone, suspects, words_of
+from mnemoscope.ranking.suspects import RECOLOURED, K, alike, alone, recoloured, suspects, words_of
 from mnemoscope.severity.nearest import ALIKE, Whole
 
 SIZE = (64, 64)
@@ -30,20 +30,56 @@ def distances(of):
 def crowd():
     some = prints(300)
     copies = [near(some[:40], by, seed) for seed, by in enumerate((3, 8, 12))]
-    return np.concatenate([some, *copies])[np.random.default_rng(5).permutation(420)]
+    # In a light of 4 more, along the axis on which pictures differ most.
+    copies.append(np.clip(some[40:60].astype(int) + 4, 0, 255).astype(np.uint8))
+    return np.concatenate([some, *copies])[np.random.default_rng(5).permutation(440)]
 
 
-def test_no_pair_that_is_alike_is_overlooked(crowd, monkeypatch):
-    # Blocks smaller than the set: windows begin and end inside it.
+@pytest.fixture(params=[256, 3, 0], ids=["one by one", "both", "together"])
+def ways(request, monkeypatch):
+    """Compare one picture at a time, a crowd together, or all together; blocks end inside."""
+    monkeypatch.setattr("mnemoscope.ranking.suspects.CROWD", request.param)
     monkeypatch.setattr("mnemoscope.ranking.suspects.BLOCK", 32)
-    apart = distances(crowd)
+
+
+def held(found, apart, reach):
+    """Hold what was found to a search of every pair."""
     np.fill_diagonal(apart, np.inf)
-    counts, nearest = alike(crowd)
-    assert counts.tolist() == (apart <= ALIKE).sum(axis=1).tolist()
-    assert 40 < (counts > 0).sum() < 200
-    found = nearest >= 0
-    assert np.array_equal(found, counts > 0)
-    assert np.allclose(apart[found, nearest[found]], apart[found].min(axis=1))
+    counts, nearest = found
+    assert counts.tolist() == (apart <= reach).sum(axis=1).tolist()
+    some = nearest >= 0
+    assert np.array_equal(some, counts > 0)
+    assert np.allclose(apart[some, nearest[some]], apart[some].min(axis=1))
+
+
+def test_no_pair_that_is_alike_is_overlooked(crowd, ways):
+    found = alike(crowd)
+    held(found, distances(crowd), ALIKE)
+    assert 40 < (found[0] > 0).sum() < 200
+
+
+def test_no_pair_that_is_recoloured_or_mirrored_is_overlooked(crowd, ways):
+    rng = np.random.default_rng(8)
+    shown = crowd.reshape(-1, 3, 8, 8) / 255
+    tints = shown[:30] ** rng.uniform(0.7, 1.4, (30, 1, 1, 1)) * rng.uniform(0.6, 1, (30, 1, 1, 1))
+    grey = np.repeat(np.tensordot(shown[30:60], [0.299, 0.587, 0.114], (1, 0))[:, None], 3, 1)
+    mirrored = shown[60:90, ..., ::-1] * 0.8
+    flat = np.full((5, 3, 8, 8), 0.5) + rng.normal(0, 0.004, (5, 3, 8, 8))
+    every = np.concatenate([shown, tints, grey, mirrored, flat])
+    prints = (every * 255).round().astype(np.uint8).reshape(len(every), -1)
+    light = np.tensordot(prints.reshape(-1, 3, 8, 8) / 255.0, [0.299, 0.587, 0.114], (1, 0))
+    blank = light.std((1, 2)) < 0.02
+    light -= light.mean((1, 2), keepdims=True)
+    light /= np.linalg.norm(light, axis=(1, 2), keepdims=True)
+    # 1 - r²/2 is the correlation of two pictures that are r apart.
+    same, turned = (np.einsum("ihw,jhw->ij", light, of) for of in (light, light[..., ::-1]))
+    apart = np.sqrt(np.maximum(0, 2 - 2 * np.maximum(same, turned)))
+    apart[blank] = apart[:, blank] = np.inf
+    found = recoloured(prints)
+    held(found, apart, RECOLOURED)
+    assert (found[0][:90] > 0).mean() > 0.9
+    assert (alike(prints)[0][:90] > 0).mean() < 0.5
+    assert blank[-5:].all()
 
 
 def test_how_alone_a_picture_lies_is_its_fifth_distance(crowd):
@@ -71,6 +107,8 @@ def test_every_reason_is_told_by_the_narrowest():
     # Item 1 is all but item 0, and item 2 is exactly item 3; item 4 shows nothing.
     shown[1] = near(shown[0], 2, 0)
     shown[2] = shown[3]
+    # Item 7 is item 6 in less light.
+    shown[7] = np.rint(0.8 * shown[6])
     names = np.array([1, 2, 3, 3, 0, 6, 7, 8, 9], dtype=np.uint64)
     texts = ["a", "b", "c", "d", "e", "e", "F", "f", "h"]
     keys = np.array([100 - ord(text) % 50 for text in texts], dtype=np.uint64)
@@ -81,10 +119,10 @@ def test_every_reason_is_told_by_the_narrowest():
     told = {name: {t for t, k in at.items() if some[k]} for name, some in found.reasons.items()}
     assert told == {
         "captions": {"e"}, "wordings": {"F", "f"}, "pictures": {"c", "d"}, "alike": {"a", "b"},
-        "alone": set(),
+        "recoloured": {"F", "f"}, "alone": set(),
     }  # fmt: skip
     assert found.repeats.tolist() == [2, 2, 2, 2, 2, 2, 2, 1]
-    assert found.twin[[at["a"], at["b"]]].tolist() == [1, 0]
+    assert found.twin[[at[one] for one in "abFf"]].tolist() == [1, 0, 7, 6]
     assert np.isnan(found.alone[at["e"]])
     assert set(found.some.tolist()) == {at[text] for text in "abcdeFf"}
 

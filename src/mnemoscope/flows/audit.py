@@ -85,6 +85,7 @@ from mnemoscope.reporting.audit import (
     ANALYSIS,
     GIVEN_BACK,
     INFERRED,
+    LAST,
     ORDINARY,
     RECALL,
     SHARE,
@@ -676,7 +677,7 @@ class _Stages:
             asked = replace(self.asked, lora_scale=scale)
             name = f"scale-{scale:g}"
             scales[scale] = self._sampled(images, [*told.values()], asked, loaded(asked), name)
-        return _Confirmed(tuple(done), scales, chosen, told, found)
+        return _Confirmed(tuple(done), scales, chosen, told, found, tuple(last))
 
     def _looks(
         self, prompts: Sequence[Prompt], found: Mapping[str, Judgement]
@@ -810,6 +811,12 @@ class _Stages:
                         if len(by_scale) > 1
                         else []
                     ),
+                    _statistic(
+                        LAST,
+                        "captions",
+                        exact(sum(confirmed.last), len(confirmed.last)),
+                        self.asked.guidance,
+                    ),
                     _sure(*certain(confirmed.runs, images), self.asked.guidance),
                     *([] if members is None else [_inference(members, self.asked.guidance)]),
                 ]
@@ -827,7 +834,7 @@ class _Stages:
             pictures = [None, None]
             if min(shown[name] for name in reasons) < PICTURED:
                 shown.update(reasons)
-                places = (item, twin if "alike" in reasons else -1)
+                places = (item, twin if {"alike", "recoloured"} & {*reasons} else -1)
                 pictures = [images.thumbnail(place) for place in places]
             found.append(
                 {
@@ -888,6 +895,7 @@ class _Confirmed:
         chosen: Which captions, and what was dropped.
         prompts: What was sampled, by name.
         found: What is known of each, by name.
+        last: Whether each caption of the funnel's last round gives an image back.
     """
 
     runs: tuple[Run, ...]
@@ -895,6 +903,7 @@ class _Confirmed:
     chosen: Plan
     prompts: Mapping[str, Prompt]
     found: Mapping[str, Judgement]
+    last: tuple[bool, ...]
 
 
 def _spent(run: Run) -> int:

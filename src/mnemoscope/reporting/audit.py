@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from mnemoscope.core.panels import CurvePanel, Series
 from mnemoscope.errors import RunError
-from mnemoscope.ranking.funnel import ROUND, widens
+from mnemoscope.ranking.funnel import WIDEN
 from mnemoscope.reporting.figures import svg
 from mnemoscope.reporting.page import PARTS, command, digest, environment
 from mnemoscope.reporting.text import number, percent
@@ -35,6 +35,7 @@ SHARE, RECALL, SURE = (
     "share of those that were found",
     "share of samples of which no copy by l2 can be overlooked",
 )
+LAST = "share of the last round that gives a training image back"
 INFERRED = "p of dataset inference"
 ADDED = "share that gives one back with the adapter and not without it"
 """Statistics of an audit."""
@@ -44,6 +45,7 @@ TOLD = {
     "wordings": "have the words of another",
     "pictures": "have a picture that repeats",
     "alike": "have one that is all but the same as another",
+    "recoloured": "have one that is, but for its colours or mirrored",
     "alone": "have one that lies alone",
 }
 """Why captions are suspects before any call, in the order of the narrower reason first."""
@@ -69,6 +71,7 @@ class Found:
         recall: Share of those that were found; likewise.
         ordinarily: Share of the ordinary prompts that give an image back; None without any.
         sure: Share of samples of which no copy can have been overlooked.
+        last: Share of the funnel's last round that gives an image back.
         inferred: Whether the set as a whole was trained on, a p; None where nothing was held out.
         added: Share that the adapter added; None where none was audited.
         ladder: Shares of the captions that give an image back, by scale of the adapter, ascending.
@@ -84,6 +87,7 @@ class Found:
     recall: Row
     ordinarily: Row | None
     sure: Row
+    last: Row | None = None
     inferred: Row | None = None
     added: Row | None = None
     ladder: Mapping[float, Row] = field(default_factory=dict[float, Row])
@@ -156,11 +160,10 @@ class Found:
 
     @property
     def narrow(self) -> bool:
-        """Return whether the least suspicious that were sampled call for more of them."""
-        scored = [row for row in self.captions if row["chosen"] == "score"]
-        scored.sort(key=lambda row: row["tail"])
-        last = [row["state"] in GIVEN_BACK for row in scored[-ROUND // 2 :]]
-        return len(scored) < self.listed and widens(last)
+        """Return whether the funnel's last round called for another one."""
+        scored = sum(row["chosen"] == "score" for row in self.captions)
+        found = None if self.last is None else self.last["value"]
+        return scored < self.listed and (found or 0.0) >= WIDEN
 
     @property
     def calls(self) -> int:
@@ -197,10 +200,11 @@ class Found:
                 f"Without the adapter {_share(self.ladder[0.0])} do, from the same noise; the "
                 f"adapter adds {_share(self.added)}."
             )
-        if self.narrow:
+        if self.last is not None and self.narrow:
             said.append(
-                "The least suspicious that were sampled do as well, so more may: sample more of "
-                "them, by a larger --finalists or --budget."
+                f"Of the last {self.last['n']:,} that were sampled as suspicious, "
+                f"{percent(self.last['value'])} do, so more may: sample more of them, by a larger "
+                "--finalists or --budget."
             )
         if self.unjudged:
             some = "1 caption" if self.unjudged == 1 else f"{self.unjudged:,} captions"
@@ -327,6 +331,7 @@ def found_of(run: Run) -> Found:
         recall,
         of(SHARE, "ordinary prompts"),
         sure,
+        of(LAST, "captions"),
         of(INFERRED, "items"),
         of(ADDED, "captions"),
         {scale: row for scale, row in ladder.items() if row is not None},

@@ -635,13 +635,14 @@ _ALL = (
                 "reasons",
                 pa.list_(pa.string()),
                 'why: more items have the same "captions", the same words in other "wordings", the '
-                'same "pictures" or ones that are all but "alike", or its picture lies "alone"',
+                'same "pictures", ones that are all but "alike", or alike once "recoloured" or '
+                'mirrored; or its picture lies "alone"',
             ),
             Column("repeats", pa.int64(), "items that have it or its picture, or one like it", "1"),
             Column(
                 "twin",
                 pa.int64(),
-                "the first item whose picture is nearest, where one is all but the same",
+                "the first item whose picture is nearest, where one is alike or recoloured",
                 "1",
                 nullable=True,
             ),
