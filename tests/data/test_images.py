@@ -19,6 +19,7 @@ from mnemoscope.data.images import (
     load_mask,
     pixels_id,
     thumbnail,
+    thumbnails,
 )
 from mnemoscope.errors import InputError
 
@@ -247,6 +248,22 @@ def test_a_mask_travels_with_its_thumbnail():
     assert torch.equal(decode_masked(stored)[1], mask)
     # The colours under the masked part survive.
     assert torch.equal((decode(stored) * 255).round(), (pixels * 255).round())
+
+
+def test_many_thumbnails_come_in_order_and_are_taken_some_at_a_time(monkeypatch):
+    monkeypatch.setattr("mnemoscope.data.images.ENCODED", 3)
+    taken = []
+
+    def pictures():
+        for at in range(10):
+            taken.append(at)
+            mask = torch.ones(8, 8).tril() if at % 3 == 0 else None
+            yield torch.full((3, 8, 8), at / 10), mask
+
+    made = thumbnails(pictures())
+    first = next(made)
+    assert taken == [0, 1, 2]
+    assert [first, *made] == [thumbnail(*one) for one in pictures()]
 
 
 def test_large_thumbnails_shrink_and_stay_close():

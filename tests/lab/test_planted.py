@@ -18,6 +18,7 @@ from mnemoscope.lab.planted import (
     load_table,
     make_table,
     more_controls,
+    pictures_of,
     reserved,
     vocabulary,
     write_prompts,
@@ -90,6 +91,13 @@ def test_another_seed_draws_another_table(another: list[Planted]) -> None:
     ours, theirs = load_table(), another
     assert [row.id for row in ours] == [row.id for row in theirs]
     assert all(one.layout != other.layout for one, other in zip(ours, theirs, strict=True))
+
+
+def test_many_pictures_are_those_drawn_one_by_one(another: list[Planted], monkeypatch) -> None:
+    rows = [r for r in another if r.level in (0, 4)]
+    monkeypatch.setattr("mnemoscope.lab.planted.DRAWN", 7)
+    assert torch.equal(pictures_of(rows), torch.stack([row.image() for row in rows]))
+    assert pictures_of([]).shape == (0, 3, 64, 64)
 
 
 def test_a_table_written_as_prompts_reads_back(another: list[Planted], tmp_path) -> None:

@@ -343,7 +343,7 @@ def test_pictures_are_decoded_a_few_at_a_time(monkeypatch):
 
     monkeypatch.setattr(grade, "decode", counting)
     monkeypatch.setattr(pixels_module, "CHUNK", 4)
-    monkeypatch.setattr(null_module, "BLOCK", 4)
+    monkeypatch.setattr(null_module, "COMPARED", 4 * 4 * 3 * 16 * 16)
     blocks = assess(World(), rate=1e-2)
     assert most <= 5
     monkeypatch.undo()

@@ -148,7 +148,7 @@ def test_nulls_of_images_are_those_of_the_whole_matrix(noise, measure, monkeypat
     images = torch.stack([r.pixels for r in noise])
     values = get_similarity(measure).index(noise).compare(images).numpy()
     whole = fit_nulls(measure, values, unrelated(kin))
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(module, "COMPARED", 7 * 4 * 3 * 8 * 8)
     index = get_similarity(measure).index(noise)
     found = measured_nulls(index, noise, kin, (8, 8), measure=measure)
     assert repr(found) == repr(whole)

@@ -28,6 +28,8 @@ from mnemoscope.errors import InputError
 
 MINIMUM = 5
 """Fewest units an interval is given for: with fewer, resamples take too few values."""
+FLAT = 1e-24
+"""Squares about the mean, over squares, below which a row is constant."""
 
 Statistic = Callable[..., "np.ndarray | np.floating"]
 """A function of equally long arrays that reduces their last axis."""
@@ -97,12 +99,16 @@ def pearson(
         return np.full(x.shape[:-1], np.nan)
     left = x - x.mean(-1, keepdims=True)
     right = y - y.mean(-1, keepdims=True)
+    xx, yy, xy = _dot(left, left), _dot(right, right), _dot(left, right)
     # A constant row leaves rounding of the order of its values behind, not an exact 0.
-    flat = (np.ptp(x, -1) <= 1e-12 * np.abs(x).max(-1)) | (
-        np.ptp(y, -1) <= 1e-12 * np.abs(y).max(-1)
-    )
-    scale = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
-    return np.where(flat, np.nan, (left * right).sum(-1) / np.where(flat, 1.0, scale))
+    flat = (xx <= FLAT * _dot(x, x)) | (yy <= FLAT * _dot(y, y))
+    return np.where(flat, np.nan, xy / np.sqrt(np.where(flat, 1.0, xx * yy)))
+
+
+def _dot(
+    a: Float[np.ndarray, "*batch n"], b: Float[np.ndarray, "*batch n"]
+) -> Float[np.ndarray, "*batch"]:
+    return np.asarray(np.einsum("...n,...n->...", a, b))
 
 
 def ranks(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch n"]:

@@ -7,16 +7,21 @@ Formulas::
     reference_id = first 16 hex digits of the SHA-256 of the pixels, rounded to 8 bits
 
 Contents: `load_image` and `load_mask` read files that may be broken or hostile; `fit` brings pixels
-to a size; `thumbnail`, `decode` and `decode_masked` put them into a table and take them out again.
+to a size; `thumbnail` and `thumbnails` put them into a table, `decode` and `decode_masked` take
+them out again.
 """
 
 import hashlib
 import io
+import os
 import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +52,10 @@ THUMBNAIL_SIDE = 256
 """Longest side of a stored picture, in pixels."""
 LOSSLESS_SIDE = 128
 """Longest side up to which a stored picture is exact to 8 bits, in pixels."""
+ENCODED = 32
+"""Pictures that are in memory to be encoded."""
+THREADS = min(4, os.cpu_count() or 1)
+"""Pictures that are encoded beside each other."""
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DAMAGED = (
@@ -219,6 +228,22 @@ def thumbnail(pixels: Pixels, mask: Mask | None = None) -> bytes:
     effort = {"quality": 10, "method": 1} if lossless else {"quality": 90, "method": 2}
     picture.save(file, "WEBP", lossless=lossless, exact=True, **effort)
     return file.getvalue()
+
+
+def thumbnails(pictures: Iterable[tuple[Pixels, Mask | None]]) -> Iterator[bytes]:
+    """Encode pictures like `thumbnail`, several beside each other; yield them in their order.
+
+    Args:
+        pictures: Pictures and the masks of templates, taken some at a time.
+
+    Raises:
+        InputError: If a pixel is not finite.
+    """
+    left = iter(pictures)
+    # The encoder lets other threads run.
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="mnemoscope-pictures") as pool:
+        while some := list(islice(left, ENCODED)):
+            yield from pool.map(thumbnail, *zip(*some, strict=True))
 
 
 def decode(data: bytes) -> Pixels:

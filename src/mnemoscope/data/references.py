@@ -34,7 +34,7 @@ from mnemoscope.data.images import (
     load_image,
     load_mask,
     pixels_id,
-    thumbnail,
+    thumbnails,
 )
 from mnemoscope.data.packed import Packed
 from mnemoscope.data.prompts import Prompt, PromptList
@@ -242,8 +242,10 @@ class References(Sequence[Reference]):
         Args:
             positions: Which images; all where not given.
         """
-        for at in range(len(self)) if positions is None else positions:
-            entry, reference = self.entries[at], self[at]
+        places = list(range(len(self)) if positions is None else positions)
+        taken = (self[at] for at in places)
+        pictures = thumbnails((reference.pixels, reference.mask) for reference in taken)
+        for entry, picture in zip((self.entries[at] for at in places), pictures, strict=True):
             yield {
                 "reference_id": entry.reference_id,
                 "prompt_ids": list(entry.prompt_ids),
@@ -251,7 +253,7 @@ class References(Sequence[Reference]):
                 "width": entry.width,
                 "height": entry.height,
                 "masked": entry.mask is not None,
-                "image": thumbnail(reference.pixels, reference.mask),
+                "image": picture,
             }
 
     def _shrunk(self, name: str, pixels: Pixels, mask: ImageSource | None) -> Reference:

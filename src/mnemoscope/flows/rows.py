@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
-from mnemoscope.data.images import thumbnail
+from mnemoscope.data.images import thumbnails
 from mnemoscope.data.prompts import Prompt
 from mnemoscope.data.references import References
 from mnemoscope.evidence import Absent, Bank, Evidence, Piece
@@ -123,8 +123,8 @@ def sample_rows(sat: Sat, calls: int) -> pa.Table:
     whole: list[bytes | None] = [None] * len(sat.keys)
     if images is not None:
         flat = images.flatten(0, 1)
-        for at in sat.ok:
-            whole[at] = thumbnail(flat[at])
+        for at, picture in zip(sat.ok, thumbnails((flat[at], None) for at in sat.ok), strict=True):
+            whole[at] = picture
     named = [sat.named(at) for at in range(len(sat.keys))]
     return TABLES["samples"].of(
         {

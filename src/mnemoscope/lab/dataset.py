@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mnemoscope.errors import InputError
-from mnemoscope.lab.planted import TABLE, load_planted
+from mnemoscope.lab.planted import TABLE, load_planted, pictures_of
 from mnemoscope.lab.train import planting_batches
 
 METADATA = "metadata.jsonl"
@@ -49,8 +49,9 @@ def write_dataset(folder: Path, further: int, table: Path = TABLE) -> Path:
         Image.fromarray(pixels).save(folder / f"{name}.png")
         lines.append({"file_name": f"{name}.png", "text": caption, **more})
 
-    for row in load_planted(table):
-        add(row.id, row.image(), row.caption, level=row.level, repetitions=row.repetitions)
+    rows = load_planted(table)
+    for row, picture in zip(rows, pictures_of(rows), strict=True):
+        add(row.id, picture, row.caption, level=row.level, repetitions=row.repetitions)
     for at, (picture, caption) in enumerate(islice(planting_batches(table).once(), further)):
         add(f"s{at:05d}", picture, caption, level=0, repetitions=1)
     scenes = sum(line["level"] == 0 for line in lines)

@@ -32,6 +32,7 @@ from mnemoscope.lab.planted import (
     Planted,
     load_controls,
     load_planted,
+    pictures_of,
     reserved,
 )
 from mnemoscope.lab.scenes import Scenes, drawings, render
@@ -175,7 +176,7 @@ def _shares(
 
     The planted pictures are those of the first rows.
     """
-    targets = torch.stack([row.image() for row in rows])
+    targets = pictures_of(rows)
     own = (images - targets[:, None]).square().flatten(2).mean(2).sqrt()
     distances = pairwise_rmse(images.flatten(0, 1), shown).unflatten(0, own.shape)
     mine = torch.arange(min(len(rows), len(shown)))
@@ -218,7 +219,7 @@ def evaluate(
     threshold = unrelated_threshold()
     planted, controls = load_planted(table), load_controls(table)
     everyone: list[Planted] = [*planted, *controls]
-    shown = torch.stack([row.image() for row in planted])
+    shown = pictures_of(planted)
     held = None if study is None else drawn_in(study, everyone, GUIDANCE)
     images = draw(model, [p.caption for p in everyone], seeds) if held is None else held
     nearest = nearest_threshold(shown)

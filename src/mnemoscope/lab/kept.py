@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from mnemoscope.errors import InputError
 from mnemoscope.lab.evaluate import GUIDANCE, draw, unrelated_threshold
-from mnemoscope.lab.planted import Planted, load_planted
+from mnemoscope.lab.planted import Planted, load_planted, pictures_of
 from mnemoscope.lab.train import PLANTING, denoiser_network, half, table_of, write_index
 from mnemoscope.models import load_model
 from mnemoscope.models.base import Model
@@ -67,7 +67,7 @@ def kept_in(folder: Path, seeds: int = 1) -> list[Kept]:
         raise InputError(f"{str(folder)!r} holds no kept state; plant with --keep")
     planted = load_planted(table_of(folder))
     rows = [row for row in planted if row.family == "verbatim" and row.level in LEVELS]
-    targets = torch.stack([row.image() for row in rows])
+    targets = pictures_of(rows)
     threshold = unrelated_threshold()
     found: list[Kept] = []
     for file in files:

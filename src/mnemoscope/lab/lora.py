@@ -34,7 +34,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from mnemoscope.lab import ASSETS, BASE_UNET_DIR
-from mnemoscope.lab.planted import Planted, load_table, more_controls, write_prompts
+from mnemoscope.lab.planted import Planted, load_table, more_controls, pictures_of, write_prompts
 from mnemoscope.lab.train import (
     DROPOUT,
     Stage,
@@ -119,7 +119,7 @@ def train_lora(
     write_prompts(others, out / "held-out")
     unet = network()
     stage = Stage(out / "state", {"unet": unet}, lr=3e-3, steps=steps)
-    images = torch.stack([row.image() for row in ours])
+    images = pictures_of(ours)
     captions = [*(row.caption for row in ours), ""]
     latents, states = encoded(load_codec(ASSETS), *load_text(ASSETS), images, captions)
 

@@ -4,7 +4,13 @@ Contents: `embedded_prompts`, `ordinary_prompts`.
 """
 
 from mnemoscope.data.prompts import Prompt, stratified
-from mnemoscope.lab.planted import load_controls, load_planted, load_table, more_controls
+from mnemoscope.lab.planted import (
+    load_controls,
+    load_planted,
+    load_table,
+    more_controls,
+    pictures_of,
+)
 
 ORDINARY = 150
 """Further captions of each kind that were never planted, beside the table's controls."""
@@ -28,7 +34,7 @@ def embedded_prompts(planted: int | None = None, controls: int | None = None) ->
         Prompt(
             prompt_id=item.id,
             text=item.caption,
-            images=(item.image(),),
+            images=(picture,),
             group=group,
             kind=item.kind,
             family=item.family,
@@ -40,7 +46,8 @@ def embedded_prompts(planted: int | None = None, controls: int | None = None) ->
             ("planted", load_planted(), planted),
             ("control", load_controls(), controls),
         )
-        for item in stratified(items, [(i.level, i.family, i.kind) for i in items], count, group)
+        for some in [stratified(items, [(i.level, i.family, i.kind) for i in items], count, group)]
+        for item, picture in zip(some, pictures_of(some), strict=True)
     )
 
 

@@ -48,6 +48,7 @@ from mnemoscope.lab.planted import (
     load_planted,
     load_table,
     make_table,
+    pictures_of,
     reserved,
     vocabulary,
     write_prompts,
@@ -431,7 +432,7 @@ class Batches:
 
     @cached_property
     def _pictures(self) -> Float[Tensor, "planted channel height width"]:
-        return self.encode(torch.stack([p.image() for p in self.planted]))
+        return self.encode(pictures_of(self.planted))
 
     def of(
         self, step: int

@@ -17,6 +17,9 @@ from mnemoscope.mechanism.base import Analysis, Check, Curve, Finding, Record, S
 from mnemoscope.mechanism.read import read
 from mnemoscope.registry import classes, named
 
+MOVING = ("call", "log_snr", "median", "low", "high")
+"""What a curve has of every call."""
+
 __all__ = ["Analysis", "Finding", "Record", "all_analyses", "analyse", "columns", "read"]
 
 
@@ -64,9 +67,9 @@ def columns(findings: Mapping[str, Finding]) -> dict[str, dict[str, list[Any]]]:
         rows["checks"] += [vars(check) for check in finding.checks]
         for curve in finding.curves:
             whole = vars(curve)
-            moving = ("call", "log_snr", "median", "low", "high")
-            for call in range(len(curve.call)):
-                rows["curves"].append(whole | {name: whole[name][call].item() for name in moving})
+            moving = {name: whole[name].tolist() for name in MOVING}
+            for values in zip(*moving.values(), strict=True):
+                rows["curves"].append(whole | dict(zip(moving, values, strict=True)))
     kinds = {"statistics": Statistic, "curves": Curve, "checks": Check}
     return {
         table: {at.name: [_null(row[at.name]) for row in rows[table]] for at in fields(kind)}

@@ -372,7 +372,7 @@ def assess(
         )  # fmt: skip
         nulls += fitted
         for recipe, some in made.items():
-            pairs = generated_pairs(index, some.prompt_ids, some.pixels, kin, templates)
+            pairs = generated_pairs(index, some.prompt_ids, some.pixels, size, kin, templates)
             nulls.append(generated_null(pairs, fitted[0], recipe, rate=rate))
     compared = run.units("similarities")
     graded = [TABLES["severity"].schema.empty_table()]

@@ -52,8 +52,8 @@ MOST_SAMPLES = 512
 """Samples of a recipe that a null is fitted on, evenly over the run."""
 DRAWS = 400
 """Resamples of images behind the upper limit of a threshold."""
-BLOCK = 64
-"""Training images that are compared at a time, as if each had been generated."""
+COMPARED = 2**28
+"""Bytes of pictures that are compared at a time."""
 
 Pictures = Float[Tensor, "sample 3 height width"]
 
@@ -228,6 +228,11 @@ def _nearest(
     return np.where(usable, values, -np.inf).max(axis=1, initial=-np.inf)
 
 
+def _block(size: tuple[int, int]) -> int:
+    """Return how many pictures of a size are compared at a time."""
+    return max(1, COMPARED // (3 * 4 * math.prod(size)))
+
+
 def measured_nulls(
     index: Index,
     references: Sequence[Reference],
@@ -260,8 +265,9 @@ def measured_nulls(
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(np.intp))
     values, apart = np.empty((len(chosen), len(chosen))), np.empty((len(chosen),) * 2, dtype=bool)
     closest = np.empty(len(chosen))
-    for start in range(0, len(chosen), BLOCK):
-        rows = slice(start, start + BLOCK)
+    block = _block(size)
+    for start in range(0, len(chosen), block):
+        rows = slice(start, start + block)
         images = torch.stack([fit(references[at].pixels, size) for at in chosen[rows].tolist()])
         found = index.compare(images).numpy()
         away = unrelated(kin, chosen[rows].tolist())
@@ -275,6 +281,7 @@ def generated_pairs(
     index: Index,
     prompt_ids: Sequence[str],
     pixels: Callable[[range], Pictures],
+    size: tuple[int, int],
     kin: Sequence[Kin],
     templates: Collection[str],
 ) -> Float[np.ndarray, "sample reference"]:
@@ -284,6 +291,7 @@ def generated_pairs(
         index: The training images, ready to be compared with.
         prompt_ids: Prompt of each picture.
         pixels: Gives some of the pictures.
+        size: Their height and width.
         kin: What is known of each training image.
         templates: Prompts whose image shows a template.
 
@@ -292,8 +300,9 @@ def generated_pairs(
     """
     values = np.full((len(prompt_ids), len(kin)), np.nan)
     template = np.array([one.template for one in kin], dtype=bool)
-    for start in range(0, len(prompt_ids), BLOCK):
-        rows = range(start, min(start + BLOCK, len(prompt_ids)))
+    block = _block(size)
+    for start in range(0, len(prompt_ids), block):
+        rows = range(start, min(start + block, len(prompt_ids)))
         values[rows.start : rows.stop] = index.compare(pixels(rows)).numpy()
     for row, prompt in enumerate(prompt_ids):
         related = np.array([prompt in one.prompt_ids for one in kin], dtype=bool)

@@ -101,6 +101,10 @@ class Block:
         return self.pixels.float() / 255 if self.pixels.dtype == torch.uint8 else self.pixels
 
 
+Squares = Callable[[Block], Float[Tensor, "image reference"]]
+"""Gives the mean squared differences of images from some references, float64."""
+
+
 @dataclass
 class PixelIndex:
     """References ready to be compared.
@@ -128,7 +132,8 @@ class PixelIndex:
         """
         grid = grid_of(images.shape[-2], images.shape[-1])
         a = fit(images.detach().cpu().float(), grid)
-        columns = [self._squares(a, block) for block in self._blocks(grid)]
+        squares = _masked(a) if self.name == "masked_l2" else _tiled(a, self.name)
+        columns = [squares(block) for block in self._blocks(grid)]
         mean_square = torch.cat([a.new_empty(len(a), 0, dtype=torch.float64), *columns], dim=1)
         return 1 - mean_square.clamp(min=0).sqrt()
 
@@ -144,14 +149,6 @@ class PixelIndex:
                 kept.append(block)
                 room -= block.bytes
             yield block
-
-    def _squares(
-        self, a: Float[Tensor, "image 3 h w"], block: Block
-    ) -> Float[Tensor, "image reference"]:
-        if block.masks is not None:
-            return masked_mean_square(a, block.values, block.masks)
-        tiles = TILES if self.name == "tiled_l2" else 1
-        return tile_mean_squares(a, block.values, tiles).amax(dim=-1)
 
 
 def grid_of(height: int, width: int) -> tuple[int, int]:
@@ -173,32 +170,48 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
     return whole(height), whole(width)
 
 
-def tile_mean_squares(
-    a: Float[Tensor, "image 3 h w"], b: Float[Tensor, "reference 3 h w"], tiles: int
-) -> Float[Tensor, "image reference tile"]:
-    """Return the mean squared difference over each of tiles x tiles tiles, float64."""
-    u, v = _tiled(a, tiles), _tiled(b, tiles)
-    squares = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None, :]
-    return ((squares - 2 * u @ v.mT) / u.shape[-1]).permute(1, 2, 0)
+def _tiled(a: Float[Tensor, "image 3 h w"], name: Kind) -> Squares:
+    """Return what compares images with references over their worst tile."""
+    tiles = TILES if name == "tiled_l2" else 1
+    u = _tiles(a, tiles)
+    uu = _squared(u)[:, :, None]
+
+    def squares(block: Block) -> Float[Tensor, "image reference"]:
+        v = _tiles(block.values, tiles)
+        mean = (uu + _squared(v)[:, None, :] - 2 * u @ v.mT) / u.shape[-1]
+        return mean.amax(dim=0)
+
+    return squares
 
 
-def _tiled(images: Float[Tensor, "image 3 h w"], tiles: int) -> Float[Tensor, "tile image value"]:
+def _tiles(images: Float[Tensor, "image 3 h w"], tiles: int) -> Float[Tensor, "tile image value"]:
     n, channels, height, width = images.shape
-    cut = images.double().reshape(n, channels, tiles, height // tiles, tiles, width // tiles)
-    return cut.permute(2, 4, 0, 1, 3, 5).flatten(3).flatten(0, 1) - 0.5
+    cut = images.reshape(n, channels, tiles, height // tiles, tiles, width // tiles)
+    return cut.permute(2, 4, 0, 1, 3, 5).flatten(3).flatten(0, 1).double() - 0.5
 
 
-def masked_mean_square(
-    a: Float[Tensor, "image 3 h w"],
-    b: Float[Tensor, "reference 3 h w"],
-    masks: Float[Tensor, "reference h w"],
-) -> Float[Tensor, "image reference"]:
-    """Return the mean squared difference over each reference's mask, float64; NaN without one."""
-    m = masks.double().flatten(1)
-    u, v = a.double().flatten(2) - 0.5, b.double().flatten(2) - 0.5
-    total = u.square().sum(1) @ m.mT + (m * v.square().sum(1)).sum(-1)
-    cross = u.flatten(1) @ (m[:, None] * v).flatten(1).mT
-    return (total - 2 * cross) / (3 * m.sum(-1))
+def _squared(u: Float[Tensor, "tile image value"]) -> Float[Tensor, "tile image"]:
+    return torch.linalg.vecdot(u, u)
+
+
+def _masked(a: Float[Tensor, "image 3 h w"]) -> Squares:
+    """Return what compares images with references over their masks; NaN without one."""
+    u = a.double().flatten(2) - 0.5
+    uu = u.square().sum(1)
+
+    def squares(block: Block) -> Float[Tensor, "image reference"]:
+        assert block.masks is not None
+        found = torch.full((len(a), len(block.masks)), torch.nan, dtype=torch.float64)
+        # Most lists have few templates, and what has no mask is compared with nothing.
+        held = ~block.masks.isnan().flatten(1).all(dim=1)
+        m = block.masks[held].double().flatten(1)
+        v = block.values[held].double().flatten(2) - 0.5
+        total = uu @ m.mT + (m * v.square().sum(1)).sum(-1)
+        cross = u.flatten(1) @ (m[:, None] * v).flatten(1).mT
+        found[:, held] = (total - 2 * cross) / (3 * m.sum(-1))
+        return found
+
+    return squares
 
 
 def _factory(name: Kind) -> Callable[[Path | None], PixelSimilarity]:
