@@ -342,6 +342,7 @@ def test_pictures_are_decoded_a_few_at_a_time(monkeypatch):
         return pixels
 
     monkeypatch.setattr(grade, "decode", counting)
+    monkeypatch.setattr(grade, "HELD", 0)
     monkeypatch.setattr(pixels_module, "CHUNK", 4)
     monkeypatch.setattr(null_module, "COMPARED", 4 * 4 * 3 * 16 * 16)
     blocks = assess(World(), rate=1e-2)

@@ -37,7 +37,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -353,7 +353,7 @@ def assess(
     kin = _kin(run, templates)
     places = [at for at, one in enumerate(kin) if among is None or one.reference_id in among]
     pictures, kin = _Stored(run, size, places), [kin[at] for at in places]
-    made = _generated(run)
+    made = _generated(run, size)
     nulls: list[Null] = []
     for measure in _measures(run):
         nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
@@ -404,8 +404,20 @@ KEYS = ("prompt_id", "seed", "recipe", "guidance")
 """What names a sample, and its guidance scale."""
 
 
+Held = TypeVar("Held")
+
 HELD = 2**28
-"""Most bytes of decoded training images that are held while measures take turns."""
+"""Most bytes of decoded pictures that are held while measures take turns, of either kind."""
+
+
+def _remembered(
+    take: Callable[..., Held], count: int, size: tuple[int, int]
+) -> Callable[..., Held]:
+    """Return what takes pictures of a size, each decoded once where all have room.
+
+    Every measure takes them in turn, so that some of them would never be met again.
+    """
+    return lru_cache(count if count * 3 * 4 * math.prod(size) <= HELD else 1)(take)
 
 
 class _Stored(Sequence[Reference]):
@@ -424,9 +436,7 @@ class _Stored(Sequence[Reference]):
         self.places = places
         self.units, self.ends = list(units), list(accumulate(units.values()))
         self.part = lru_cache(1)(lambda unit: run.part("references", unit))
-        # Every measure takes them in turn, so that some of them would never be met again.
-        fits = len(self) * 3 * 4 * math.prod(size) <= HELD
-        self.taken = lru_cache(len(self) if fits else 1)(self._take)
+        self.taken = _remembered(self._take, len(self), size)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -458,15 +468,14 @@ class _Made:
 
     prompt_ids: list[str]
     places: list[tuple[str, int]]
-    part: Callable[[str], pa.Table]
+    take: Callable[[str, int], Pixels]
 
     def pixels(self, rows: range) -> Float[Tensor, "sample 3 height width"]:
         """Return some of the pictures."""
-        places = (self.places[at] for at in rows)
-        return torch.stack([decode(self.part(unit)["image"][row].as_py()) for unit, row in places])
+        return torch.stack([self.take(*self.places[at]) for at in rows])
 
 
-def _generated(run: Parted) -> dict[str, _Made]:
+def _generated(run: Parted, size: tuple[int, int]) -> dict[str, _Made]:
     """Choose the samples of each recipe that a null is fitted on, evenly over the run."""
     held: dict[str, list[tuple[str, tuple[str, int]]]] = defaultdict(list)
     for unit in run.units("samples"):
@@ -475,11 +484,16 @@ def _generated(run: Parted) -> dict[str, _Made]:
             if row["status"] == "ok":
                 held[row["recipe"]].append((row["prompt_id"], (unit, at)))
     part = lru_cache(1)(lambda unit: run.part("samples", unit, ["image"]))
+
+    def decoded(unit: str, row: int) -> Pixels:
+        return decode(part(unit)["image"][row].as_py())
+
     made: dict[str, _Made] = {}
     for recipe, found in held.items():
         chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), MOST_SAMPLES)).round())
         some = [found[at] for at in chosen.astype(np.intp).tolist()]
-        made[recipe] = _Made([prompt for prompt, _ in some], [place for _, place in some], part)
+        take = _remembered(decoded, len(some), size)
+        made[recipe] = _Made([prompt for prompt, _ in some], [place for _, place in some], take)
     return made
 
 
