@@ -1,198 +1,340 @@
-"""Chaos: what is killed while a crew works, and whether the result is that of one process.
+"""Chaos: what dies while a crew works, and whether the result is that of one process.
 
-A study of the oracle is done by a crew whose workers sleep over every unit, while
+A study, a detection and an audit of the oracle are done by a crew whose workers sleep over every
+unit, while
 
-    workers are killed     the one that began a unit last, every two seconds; units must be shorter,
-                           or none is ever done
-    the driver is killed   at a random moment; then the same command is given again
-    a disk is full         at one worker, once; then the same command is given again
+    workers killed     the one that began a unit last, every two seconds; units must be shorter,
+                       or none is ever done
+    driver killed      at a random moment
+    disk full          at one worker, once
+    machine lost       of one worker, at a random moment, and another joins; with Ray, whose
+                       machines are nodes of a cluster on this one
 
-Survived: the tables are those of one process row for row, times aside, and no more units were begun
-anew than workers were lost (those that end with their driver included). Every number is counted in
-the log that workers keep of the units they begin. A unit at which three workers died is marked as
+Then one process does what is left, which is nothing where the driver lived. Survived: all tables are
+those of one process row for row, times aside, no file is damaged, and no more units were begun anew
+than workers were lost (those that end with their driver included). Every number is counted in the
+log that workers keep of the units they begin. A unit at which three workers died is marked as
 failed, as it is said to be; it is counted, and done by the same command with `--retry`.
+
+    python -m benchmarks.chaos --executor ray:2 --flow audit --tries 4
 
 Contents: `main`.
 """
 
 import argparse
 import errno
+import importlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mnemoscope import Study, open_run, run
+from benchmarks.faults import Flow, flows, whole_as_told
+from mnemoscope import open_run
 from mnemoscope.errors import RunError
-from mnemoscope.flows.study import StudyWorker
-from mnemoscope.runs import records
-from mnemoscope.runs.execute import Unit
+from mnemoscope.flows import detect, study
+from mnemoscope.runs import executors, records
+from mnemoscope.runs.crew import Make
+from mnemoscope.runs.execute import Unit, Worker
+from mnemoscope.runs.folder import Writer
+from mnemoscope.runs.verify import runs_in
 
-TABLES = ("samples", "gram", "convergence", "similarities", "severity", "scores", "prompts")
+UNITS = 24
+"""Units of a study and of a detection."""
+FULL = 5
+"""Exit status of a driver that was told of a full disk."""
+JOINS = 2.0
+"""Seconds after which another machine takes the place of a lost one."""
 
 
-class Sleeping(StudyWorker):
-    """Does a study's units, asleep for a while over each; notes in a log which it began."""
+@dataclass
+class Paced:
+    """A worker that sleeps over its units, and notes which it began.
+
+    Attributes:
+        inner: What does the work.
+        at: Folder of the log, of the pace, and of what is to happen.
+        stage: Name of the run folder.
+    """
+
+    inner: Any
+    at: Path
+    stage: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def elsewhere(self) -> Make:
+        """Return what makes the same in another process."""
+        return partial(paced, self.inner.elsewhere(), self.at, self.stage)
 
     def gather(self, unit: Unit) -> Any:
         """Note, sleep, work."""
-        at = Path(self.study.out).parent
-        with (at / "log").open("a") as file:
-            file.write(f"{unit.name} {os.getpid()}\n")
-        full = at / "full"
+        with (self.at / "log").open("a") as file:
+            file.write(f"{self.stage}/{unit.name} {os.getpid()}\n")
+        full = self.at / "full"
         if unit.start >= 4 and full.exists():
             full.unlink()
-            records.os.fsync = _no_space
-        time.sleep(float((at / "pace").read_text()))
-        return super().gather(unit)
+            records.os.fsync = no_space
+        time.sleep(float((self.at / "pace").read_text()))
+        return self.inner.gather(unit)
 
 
-def _no_space(handle: int) -> None:
+def paced(make: Make, at: Path, stage: str, tick: Any) -> Worker:
+    """Make one in another process."""
+    return Paced(make(tick), at, stage)
+
+
+def no_space(handle: int) -> None:
+    """Have no room for a file."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def study(at: Path, out: str, executor: str, *, retry: bool = False) -> Any:
-    """Return what a study says, times aside; a text knows that NaN equals NaN."""
+@contextmanager
+def sleeping(at: Path) -> Generator[None]:
+    """Have all workers sleep, whatever executes their units."""
+
+    def executor_of(asked: Any) -> Any:
+        execute = executors.executor_of(asked)
+
+        def work(writer: Writer, worker: Any, units: Iterable[Unit], **more: Any) -> None:
+            execute(writer, Paced(worker, at, writer.path.name), units, **more)
+
+        return work
+
+    study.executor_of = detect.executor_of = executor_of
+    try:
+        yield
+    finally:
+        study.executor_of = detect.executor_of = executors.executor_of
+
+
+def work(at: Path, flow: str, out: Path, **options: Any) -> Flow:
+    """Do the work of a flow, a unit a batch of two; return the flow."""
     torch.set_num_threads(1)
-    asked = Study(
-        model="oracle:memorizer", prompts=at / "prompts.txt", seeds=2, steps=3, batch=2,
-        guidance=(1.0,), similarity=("l2",), device="cpu", out=at / out, executor=executor,
-        retry=retry,
-    )  # fmt: skip
-    held = run(asked, work=Sleeping)
-    told: dict[str, str] = {}
-    for name in TABLES:
-        rows = held.table(name)
-        kept = [column for column in rows.column_names if column != "seconds"]
-        told[name] = repr(rows.select(kept).to_pylist())
-    return told
+    texts = [f"target {k}" for k in range(8)] + [f"unseen {k}" for k in range(UNITS - 8)]
+    known = flows(at, texts)[flow]
+    known.work(out, batch=2, **options)
+    return known
 
 
-def begun(at: Path) -> list[tuple[str, int]]:
-    """Return the units that were begun, each with the process."""
-    with suppress(OSError):
-        lines = (line.split() for line in (at / "log").read_text().splitlines())
-        return [(unit, int(process)) for unit, process in lines]
-    return []
+@dataclass
+class Machines:
+    """Nodes of a Ray cluster, each with room for one worker; its head has room for none."""
+
+    cluster: Any
+    nodes: list[Any] = field(default_factory=list[Any])
+
+    def join(self) -> None:
+        """Add one."""
+        self.nodes.append(self.cluster.add_node(num_cpus=1, include_dashboard=False))
+
+    def lose(self, chance: random.Random) -> None:
+        """Lose one, as if its plug were pulled."""
+        lost = self.nodes.pop(chance.randrange(len(self.nodes)))
+        self.cluster.remove_node(lost, allow_graceful=False)
 
 
-def killing(at: Path, every: float, lost: list[int], over: threading.Event) -> None:
-    """Kill the worker that began a unit last, every few seconds."""
-    while not over.wait(every):
-        here = [process for _, process in begun(at) if process not in {os.getpid(), *lost}]
+@contextmanager
+def machines(executor: str) -> Generator[Machines | None]:
+    """Have a cluster of as many machines as there are workers, where Ray keeps them."""
+    name, _, count = executor.partition(":")
+    if name != "ray":
+        yield None
+        return
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    utils = importlib.import_module("ray.cluster_utils")
+    cluster = utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    found = Machines(cluster)
+    try:
+        for _ in range(int(count)):
+            found.join()
+        yield found
+    finally:
+        cluster.shutdown()
+
+
+@dataclass
+class Driver:
+    """A command that is at work in a process of its own.
+
+    Attributes:
+        at: Its folder.
+        process: The process.
+    """
+
+    at: Path
+    process: "subprocess.Popen[bytes]"
+
+    def begun(self) -> list[tuple[str, int]]:
+        """Return the units that were begun, each with the process."""
+        with suppress(OSError):
+            lines = (line.split() for line in (self.at / "log").read_text().splitlines())
+            return [(unit, int(process)) for unit, process in lines]
+        return []
+
+    @property
+    def workers(self) -> int:
+        """Return how many processes have begun a unit."""
+        return len({process for _, process in self.begun()})
+
+    def until(self, units: int) -> None:
+        """Wait until so many units were begun, or it has ended."""
+        while len(self.begun()) < units and self.process.poll() is None:
+            time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What campaigns go by.
+
+    Attributes:
+        executor: The crew.
+        pace: Seconds a unit is slept over.
+        every: Seconds between two kills of workers.
+        chance: Random moments.
+        machines: Where workers are, with Ray.
+    """
+
+    executor: str
+    pace: float
+    every: float
+    chance: random.Random
+    machines: Machines | None
+
+    def begin(self, at: Path, flow: str) -> Driver:
+        """Give a command."""
+        at.mkdir()
+        (at / "pace").write_text(str(self.pace))
+        options = ["--drive", str(at), "--flow", flow, "--executor", self.executor]
+        if self.machines is not None:
+            options += ["--address", self.machines.cluster.address]
+        return Driver(at, subprocess.Popen([sys.executable, "-m", "benchmarks.chaos", *options]))
+
+
+def workers_killed(driver: Driver, by: Chaos) -> int:
+    """Kill workers until the work is done; return how many died."""
+    lost = list[int]()
+    while driver.process.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            driver.process.wait(by.every)
+            break
+        here = [process for _, process in driver.begun() if process not in lost]
         if here:
             with suppress(ProcessLookupError):
                 os.kill(here[-1], signal.SIGKILL)
                 lost.append(here[-1])
-
-
-def workers_killed(at: Path, executor: str, every: float, chance: random.Random) -> int:
-    """Kill workers until the study is done; return how many died."""
-    del chance
-    lost, over = list[int](), threading.Event()
-    killer = threading.Thread(target=killing, args=(at, every, lost, over))
-    killer.start()
-    try:
-        study(at, "run", executor)
-    finally:
-        over.set()
-        killer.join()
     return len(lost)
 
 
-def driver_killed(at: Path, executor: str, every: float, chance: random.Random) -> int:
+def driver_killed(driver: Driver, by: Chaos) -> int:
     """Kill the driver amid its units; return how many workers it had at work."""
-    del every
-    command = [sys.executable, "-m", "benchmarks.chaos", "--drive", str(at), "--executor", executor]
-    driver = subprocess.Popen(command)
-    wanted = chance.randrange(2, 7)
-    while len(begun(at)) < wanted and driver.poll() is None:
-        time.sleep(0.02)
-    driver.kill()
-    driver.wait()
-    time.sleep(1)
-    return len({process for _, process in begun(at)})
+    driver.until(by.chance.randrange(2, 10))
+    driver.process.kill()
+    return driver.workers
 
 
-def disk_full(at: Path, executor: str, every: float, chance: random.Random) -> int:
+def disk_full(driver: Driver, by: Chaos) -> int:
     """Let a worker find its disk full; return how many workers ended by it."""
-    del every, chance
-    (at / "full").touch()
-    with suppress(RunError):
-        study(at, "run", executor)
-        raise AssertionError("it went on without a disk")
-    return len({process for _, process in begun(at)})
+    del by
+    (driver.at / "full").touch()
+    driver.process.wait()
+    return driver.workers
 
 
-CAMPAIGNS: dict[str, Callable[[Path, str, float, random.Random], int]] = {
-    "workers killed": workers_killed,
-    "driver killed": driver_killed,
-    "disk full at a worker": disk_full,
+def machine_lost(driver: Driver, by: Chaos) -> int:
+    """Lose a worker's machine amid its units, and let another one join."""
+    assert by.machines is not None
+    driver.until(by.chance.randrange(2, 10))
+    by.machines.lose(by.chance)
+    time.sleep(JOINS)
+    by.machines.join()
+    return 1
+
+
+CAMPAIGNS: dict[str, tuple[Callable[[Driver, Chaos], int], int]] = {
+    "workers killed": (workers_killed, 0),
+    "driver killed": (driver_killed, -signal.SIGKILL),
+    "disk full": (disk_full, FULL),
+    "machine lost": (machine_lost, 0),
 }
+"""Campaigns, each with how its driver ends."""
 
 
-def main(
-    executor: str = "local:2",
-    prompts: int = 24,
-    pace: float = 0.4,
-    every: float = 2.0,
-    tries: int = 1,
-) -> bool:
-    """Run every campaign; return whether all were survived.
+@dataclass
+class Counts:
+    """What was counted."""
+
+    tried: int = 0
+    survived: int = 0
+    units: int = 0
+    lost: int = 0
+    anew: int = 0
+    marked: int = 0
+
+    def note(
+        self, driver: Driver, flow: str, lost: int, ended: int, wanted: Mapping[str, Any]
+    ) -> None:
+        """Do what is left in one process, and count."""
+        out, held = driver.at / "run", driver.process.wait() == ended
+        (driver.at / "pace").write_text("0")
+        with sleeping(driver.at):
+            known = work(driver.at, flow, out)
+            if marked := any(open_run(at).manifest.samples.get("error") for at in runs_in(out)):
+                work(driver.at, flow, out, retry=True)
+        begun = Counter(unit for unit, _ in driver.begun())
+        anew = begun.total() - len(begun)
+        held = held and known.content(out) == wanted and whole_as_told(out) and anew <= lost
+        self.tried, self.survived = self.tried + 1, self.survived + held
+        self.units, self.marked = self.units + len(begun), self.marked + marked
+        self.lost, self.anew = self.lost + lost, self.anew + anew
+
+
+def main(by: Chaos, tries: int = 1, only: str = "", flow: str = "") -> bool:
+    """Run campaigns; return whether all were survived.
 
     Args:
-        executor: The crew.
-        prompts: Prompts of the study, each a unit.
-        pace: Seconds a unit is slept over.
-        every: Seconds between two kills of workers.
+        by: What they go by.
         tries: How often each is tried.
+        only: Campaigns whose name holds this.
+        flow: The flow; every one if left.
     """
-    load = os.getloadavg()[0]
-    told = f"{prompts} units of {pace:g} s, kills every {every:g} s; load {load:.1f}"
-    print(f"\nchaos: {executor}, {told}")
-    head = f"{'survived':>9} {'lost':>6} {'units anew':>11} {'given up':>9} {'s':>6}"
-    print(f"  {'fault':28} {'tried':>6} {head}")
-    chance, kept = random.Random(0), True
+    told = f"units of {by.pace:g} s, kills every {by.every:g} s; load {os.getloadavg()[0]:.1f}"
+    print(f"\nchaos: {by.executor}, {told}")
+    names = [f.name for f in fields(Counts)]
+    print(f"  {'fault':16} {'flow':8}", *(f"{name:>9}" for name in (*names, "s")), flush=True)
+    kept = True
     with tempfile.TemporaryDirectory(prefix="mnemoscope-chaos-") as folder:
-        texts = [f"target {at}" for at in range(8)] + [f"unseen {at}" for at in range(prompts - 8)]
-
-        def place(name: str, pace: float) -> Path:
-            at = Path(folder) / name
-            at.mkdir()
-            (at / "prompts.txt").write_text("\n".join(texts))
-            (at / "pace").write_text(str(pace))
-            return at
-
-        wanted = study(place("whole", 0.0), "run", "inline")
-        for name, campaign in CAMPAIGNS.items():
-            survived = lost = anew = marked = 0
-            start = time.perf_counter()
-            for number in range(tries):
-                at = place(f"{campaign.__name__}-{number}", pace)
-                here = campaign(at, executor, every, chance)
-                found = study(at, "run", executor)
-                failed = open_run(at / "run").manifest.samples.get("error", 0)
-                if failed:
-                    marked += 1
-                    found = study(at, "run", executor, retry=True)
-                again = sum(Counter(unit for unit, _ in begun(at)).values()) - len(texts)
-                survived += found == wanted and again <= here
-                lost, anew = lost + here, anew + again
-            seconds = time.perf_counter() - start
-            told = f"{survived:9} {lost:6} {anew:11} {marked:9} {seconds:6.0f}"
-            print(f"  {name:28} {tries:6} {told}", flush=True)
-            kept = kept and survived == tries
+        for kind in ("study", "detect", "audit"):
+            if flow not in ("", kind):
+                continue
+            whole = Path(folder) / kind
+            wanted = work(Path(folder), kind, whole).content(whole)
+            for fault, (campaign, ended) in CAMPAIGNS.items():
+                if only not in fault or (campaign is machine_lost and by.machines is None):
+                    continue
+                start, counts = time.perf_counter(), Counts()
+                for number in range(tries):
+                    at = Path(folder) / f"{kind}-{campaign.__name__}-{number}"
+                    driver = by.begin(at, kind)
+                    counts.note(driver, kind, campaign(driver, by), ended, wanted)
+                values = (*astuple(counts), round(time.perf_counter() - start))
+                print(f"  {fault:16} {kind:8}", *(f"{n:9}" for n in values), flush=True)
+                kept = kept and counts.survived == tries
     return kept
 
 
@@ -200,11 +342,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--executor", default="local:2")
     parser.add_argument("--tries", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=24, help="at least 8")
-    parser.add_argument("--every", type=float, default=2.0)
+    parser.add_argument("--only", default="", help="campaigns whose name holds this")
+    parser.add_argument("--flow", default="", help="study, detect or audit; all if left")
+    parser.add_argument("--pace", type=float, default=0.4, help="seconds a unit is slept over")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two kills")
     parser.add_argument("--drive", type=Path)
+    parser.add_argument("--address")
     given = parser.parse_args()
     if given.drive is not None:
-        study(given.drive, "run", given.executor)
-    else:
-        sys.exit(not main(given.executor, given.prompts, every=given.every, tries=given.tries))
+        try:
+            with sleeping(given.drive):
+                out, crew = given.drive / "run", (given.executor, given.address)
+                work(given.drive, given.flow, out, executor=crew[0], address=crew[1])
+        except RunError as error:
+            sys.exit(FULL if "No space left" in str(error) else str(error))
+        sys.exit()
+    with machines(given.executor) as on:
+        by = Chaos(given.executor, given.pace, given.every, random.Random(0), on)
+        sys.exit(not main(by, given.tries, given.only, given.flow))

@@ -16,6 +16,7 @@ Contents: `main`.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from benchmarks.audit import recorded
-from mnemoscope.flows.audit import prevalence_of
+from mnemoscope.detectors import Detector
+from mnemoscope.flows.audit import LEAST, WIDEST, Audit, prevalence_of
+from mnemoscope.flows.scores import choose
 from mnemoscope.lab.dataset import METADATA
-from mnemoscope.ranking.funnel import ROUND, SUSPICIOUS, plan, refined, tails, widens
+from mnemoscope.ranking.funnel import ROUND, SUSPICIOUS, plan, refined, widens
 from mnemoscope.ranking.prevalence import exact
 from mnemoscope.reporting.audit import GIVEN_BACK
 from mnemoscope.runs.folder import open_run
 
-DETECTORS = ("consensus_whitened", "sima")
+
+def scores_of(folder: Path, detectors: Sequence[Detector]) -> dict[str, list[float]]:
+    """Return the scores of a detection, a row a caption; NaN is none."""
+    found: dict[str, dict[str, float]] = {}
+    for row in open_run(folder).table("scores").to_pylist():
+        value = np.nan if row["score"] is None else row["score"]
+        found.setdefault(row["prompt_id"], {})[row["detector"]] = value
+    return {name: [some[one.name] for one in detectors] for name, some in found.items()}
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,9 @@ class World:
         """Return how many captions an audit ends up sampling as suspicious."""
         order = np.argsort(self.tail, kind="stable")
         count, before = first, 0
-        while widens(self.back[order[before:count]].tolist()) and count < len(order) // 10:
-            before, count = count, count + max(ROUND, first // 4)
+        most = max(first, round(WIDEST * len(order)))
+        while widens(self.back[order[before:count]].tolist()) and count < most:
+            before, count = count, min(most, count + max(ROUND, first // 4))
         return count
 
     def covered(self, finalists: int, drawn: int, seed: int) -> tuple[bool, float]:
@@ -71,34 +82,27 @@ class World:
 
 def world(folder: Path, data: Path, study: Path) -> World:
     """Read an audit's screen, and what its captions give back."""
-    screen = open_run(folder / "screen")
-    states = recorded(study, 7.5)
+    asked = Audit(dataset=data)
+    detectors, closer = choose(asked.detectors), choose(asked.closer)
+    states = recorded(study, asked.guidance)
     lines = [json.loads(line) for line in (data / METADATA).read_text("utf-8").splitlines()]
     planted = {line["text"] for line in lines if line["level"]}
-    texts = {row["prompt_id"]: row["prompt"] for row in screen.table("prompts").to_pylist()}
-    scores: dict[str, dict[str, float]] = {}
-    for row in screen.table("scores").to_pylist():
-        value = row["score"]
-        scores.setdefault(row["prompt_id"], {})[row["detector"]] = (
-            np.nan if value is None else value
-        )
-    values = np.array([[some[name] for name in DETECTORS] for some in scores.values()])
+    rows = open_run(folder / "screen").table("prompts").to_pylist()
+    texts = {row["prompt_id"]: row["prompt"] for row in rows}
+    scores = scores_of(folder / "screen", detectors)
+    more = scores_of(folder / "closer", closer)
     back = [texts[name] in planted and states[texts[name]] in GIVEN_BACK for name in scores]
-    own = np.array([False, True])
-    if not (folder / "closer").exists():
-        return World(tails(values, own), np.array(back))
-    at = {name: place for place, name in enumerate(scores)}
-    rows = open_run(folder / "closer").table("scores").to_pylist()
-    closer = {at[r["prompt_id"]]: np.nan if r["score"] is None else r["score"] for r in rows}
-    some = np.array(sorted(closer))
-    more = np.array([[closer[place]] for place in some.tolist()])
-    return World(refined(values, own, some, more), np.array(back))
+    own = np.array([detector.kind == "pair" for detector in detectors])
+    some = np.array([at for at, name in enumerate(scores) if name in more])
+    looked = np.array([more[name] for name in scores if name in more])
+    return World(refined(np.array([*scores.values()]), own, some, looked), np.array(back))
 
 
 def main(folder: Path, data: Path, study: Path, times: int = 200) -> bool:
     """Print coverage by width of the funnel and number of draws; say whether it reaches 93 %."""
     of = world(folder, data, study)
-    wide = of.finalists(max(ROUND, round(0.01 * len(of.tail))))
+    first = round(Audit(dataset=data).finalists * len(of.tail))
+    wide = of.finalists(max(LEAST, first))
     print(
         f"{of.back.sum()} of {len(of.back)} captions give an image back; {times} repetitions each"
     )

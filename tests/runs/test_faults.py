@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.faults import CAMPAIGNS, damage, spread
+from benchmarks.faults import CAMPAIGNS, damage, flows, spread
 from mnemoscope.runs import folder
 
 FEW = {
@@ -14,25 +14,25 @@ FEW = {
     "4 processes on one folder": 1,
     "5 numbers that are not finite": 2,
     "6 errors in one prompt": 3,
-    "7 prompt files": 40,
-    "8 batch sizes": 3,
+    "7 lists": 40,
+    "8 batch sizes": 2,
     "14 pictures": 30,
     "14 records of strangers": 2,
 }
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_faults_are_survived(tmp_path, name):
-    campaign, most = CAMPAIGNS[name]
-    assert FEW[name] < most
-    tally = campaign(tmp_path, FEW[name])
+@pytest.mark.parametrize(("name", "flow"), [(n, f) for n in FEW for f in CAMPAIGNS[n].flows])
+def test_faults_are_survived(tmp_path, name, flow):
+    campaign = CAMPAIGNS[name]
+    assert FEW[name] < campaign.most
+    tally = campaign.run(tmp_path, flows(tmp_path)[flow], FEW[name])
     assert tally.tried >= FEW[name]
     assert tally.failed == []
 
 
 def test_a_fault_that_is_not_survived_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_read", lambda path, commit: path.read_bytes())
-    tally = damage(tmp_path, 9)
+    tally = damage(tmp_path, flows(tmp_path)["study"], 9)
     assert 0 < len(tally.failed) < tally.tried
 
 
