@@ -10,11 +10,11 @@ unit, while
     machine lost       of one worker, at a random moment, and another joins; with Ray, whose
                        machines are nodes of a cluster on this one
 
-Then one process does what is left, which is nothing where the driver lived. Survived: all tables are
-those of one process row for row, times aside, no file is damaged, and no more units were begun anew
-than workers were lost (those that end with their driver included). Every number is counted in the
-log that workers keep of the units they begin. A unit at which three workers died is marked as
-failed, as it is said to be; it is counted, and done by the same command with `--retry`.
+Then one process does what is left, which is nothing where the driver came to its end. Survived: all
+tables are those of one process row for row, times aside, no file is damaged, and no more units were
+begun anew than workers were lost (those that end with their driver included). Every number is
+counted in the log that workers keep of the units they begin. A unit at which three workers died is
+marked as failed, as it is said to be; it is counted, and done by the same command with `--retry`.
 
     python -m benchmarks.chaos --executor ray:2 --flow audit --tries 4
 

@@ -5,20 +5,23 @@ Formulas, for N workers and U units of p seconds each::
     efficiency   = U·p / (N·T),   T from the first unit begun to the last commit
     driver share = CPU seconds of the driver / (T·N), of a core a worker
 
-Three parts:
+Parts:
 
     sleeping workers   real processes that sleep over their units: what handing out costs, whatever
                        else the machine does
-    working workers    the same with the shipped model on one thread each, against one process
     simulated workers  a thousand workers and millions of captions in virtual time: the driver's own
                        loop and messages are real, what answers is a clock
     folder             time to open, list and read a run folder by its number of units
+    working workers    with --cores: processes with the shipped model on one thread each, against
+                       one process
+    actors             with --ray: actors that sleep, and what it costs to wait for one of many
 
 Contents: `main`.
 """
 
 import argparse
 import heapq
+import importlib
 import os
 import resource
 import sys
@@ -37,9 +40,10 @@ import torch
 from benchmarks.table import Row, show
 from mnemoscope import detect
 from mnemoscope.data.prompts import Prompt
-from mnemoscope.runs import processes, records
-from mnemoscope.runs.crew import Make, Report, hand_out
-from mnemoscope.runs.execute import Rows, Unit, execute, units_of
+from mnemoscope.runs import actors, processes, records
+from mnemoscope.runs.actors import Cluster
+from mnemoscope.runs.crew import Make, Order, Report, hand_out
+from mnemoscope.runs.execute import Executor, Rows, Unit, execute, units_of
 from mnemoscope.runs.folder import Writer, open_run
 from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.processes import Local
@@ -113,7 +117,7 @@ def sleeper(pace: float, log: str, tick: Any) -> Sleeper:
     return Sleeper(pace, log)
 
 
-def sleeping(workers: int, units: int, pace: float) -> tuple[float, float]:
+def sleeping(crew: Executor, workers: int, units: int, pace: float) -> tuple[float, float]:
     """Return efficiency, and the driver's share of a core a worker."""
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
@@ -122,7 +126,7 @@ def sleeping(workers: int, units: int, pace: float) -> tuple[float, float]:
             todo = units_of(captions(units), [RECIPE], 1)
             before, spent = time.time(), time.process_time()
             ends: list[float] = []
-            Local(workers)(writer, worker, todo, done=lambda unit: ends.append(time.time()))
+            crew(writer, worker, todo, done=lambda unit: ends.append(time.time()))
             spent = time.process_time() - spent
         starts = sorted(float(line) for line in (at / "log").read_text().split())
     # Workers begin one after the other; what counts is the time in which all are there.
@@ -130,6 +134,45 @@ def sleeping(workers: int, units: int, pace: float) -> tuple[float, float]:
     seconds = max(ends) - first
     kept = sum(end > first for end in ends)
     return kept * pace / (workers * seconds), spent / ((max(ends) - before) * workers)
+
+
+class Answering:
+    """An actor that does nothing."""
+
+    def do(self, unit: Unit) -> int:
+        """Answer."""
+        return 0
+
+
+class Silent:
+    """An actor that is at work for ever."""
+
+    def do(self, unit: Unit) -> int:
+        """Go on working."""
+        time.sleep(10**6)
+        return 0
+
+
+def waiting(places: int, units: int = 300) -> float:
+    """Return the driver's CPU seconds a unit that one of so many actors of Ray reports."""
+    ray: Any = importlib.import_module("ray")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    silent, answering = (ray.remote(num_cpus=0)(kind).remote() for kind in (Silent, Answering))
+    order = Order("", "", "", "", 1)
+    crew = actors._Actors(ray, order, [], {}, dict.fromkeys(range(places), silent))
+    todo = [*units_of(captions(units * A_UNIT), [RECIPE], A_UNIT)]
+    for place in range(places):
+        crew.give(place, todo[0])
+    crew.held[0] = answering
+    crew.give(0, todo[0])
+    crew.wait([0])
+    spent = time.process_time()
+    for unit in todo:
+        crew.give(0, unit)
+        crew.wait(range(places))
+    spent = time.process_time() - spent
+    ray.shutdown()
+    return spent / units
 
 
 def working(workers: int, prompts: int) -> float:
@@ -251,7 +294,7 @@ def main(count: int = 10**6, limit: float = 0.9) -> bool:
     load = os.getloadavg()[0]
     rows: list[Row] = []
     for workers in (1, 2, 4):
-        efficiency, share = sleeping(workers, 10 * workers, 1.0)
+        efficiency, share = sleeping(Local(workers), workers, 10 * workers, 1.0)
         rows.append(Row(f"efficiency, {workers} sleeping", "", "", efficiency, limit, False))
         rows.append(Row(f"driver's share of a core a worker, {workers}", "", "", share, None))
     for workers, captioned in ((10, count // 10), (1000, count // 10), (1000, count)):
@@ -281,9 +324,27 @@ def cores() -> bool:
     return show("scaling on cores", rows, f"seconds a unit; load {load:.1f} when it began")
 
 
+def clustered() -> bool:
+    """Measure actors of Ray."""
+    load = os.getloadavg()[0]
+    rows: list[Row] = []
+    for workers in (2, 4):
+        crew = Cluster(workers, (os.cpu_count() or 1) / workers)
+        efficiency, share = sleeping(crew, workers, 10 * workers, 1.0)
+        rows.append(Row(f"efficiency, {workers} sleeping actors", "", "", efficiency, 0.9, False))
+        rows.append(Row(f"driver's share of a core a worker, {workers}", "", "", share, 0.05))
+    for places in (1, 10, 100, 1000):
+        spent = waiting(places)
+        rows.append(Row(f"one of {places} actors: driver's us a unit", "", "", spent * 1e6, None))
+    rows.append(Row(f"driver's share, {places}", "", "", spent / PACE, 0.05))
+    return show("scaling with Ray", rows, f"{os.cpu_count()} cores, load {load:.1f}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--captions", type=int, default=10**6)
     parser.add_argument("--cores", action="store_true")
+    parser.add_argument("--ray", action="store_true")
     given = parser.parse_args()
-    sys.exit(not (cores() if given.cores else main(given.captions)))
+    part = cores if given.cores else clustered if given.ray else partial(main, given.captions)
+    sys.exit(not part())

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,20 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"pip install 'mnemoscope\[ray\]'"):
         done(tmp_path, Sleeper(), units(2), Cluster(1))
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "wanted"),
+    [(None, "", "local"), (None, "head:6379", "head:6379"), ("auto", "head:6379", "auto")],
+)
+def test_a_cluster_that_happens_to_run_here_is_not_joined_unasked(
+    address, variable, wanted, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    told = {}
+    module._join(SimpleNamespace(init=lambda **options: told.update(options)), address)
+    assert told["address"] == wanted
+    assert told.get("include_dashboard", True) is (wanted != "local")
 
 
 @pytest.fixture(scope="module")

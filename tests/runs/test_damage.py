@@ -136,6 +136,16 @@ def test_a_commit_under_another_name_is_refused(tmp_path):
         open_run(folder).table("samples")
 
 
+def test_a_commit_that_names_no_part_hides_no_rows(whole, tmp_path):
+    at = tmp_path / "run"
+    shutil.copytree(whole, at)
+    unit = sorted(path for path in (at / "commits").glob("0*.json"))[0]
+    unit.write_bytes(b"{}")
+    with pytest.raises(RunError, match="names no part"):
+        open_run(at).table("samples")
+    assert not verify(at).ok
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"schema": 2}', None])
 def test_a_damaged_manifest_is_rebuilt_from_its_copy(whole, tmp_path, damage):
     folder = shutil.copytree(whole, tmp_path / "run")

@@ -101,8 +101,11 @@ def _join(ray: Any, address: str | None) -> None:
             socket.create_connection((host, int(port)), ANSWER).close()
         # Telling the world how Ray is used is not for us to decide.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        more = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(address=address, logging_level="error", log_to_driver=False, **more)
+        known = address or os.environ.get("RAY_ADDRESS")
+        # Left to itself, Ray joins whatever cluster it finds on this machine.
+        ours = {"address": "local", "include_dashboard": False}
+        where = {"address": known} if known else ours
+        ray.init(**where, logging_level="error", log_to_driver=False)
     except Exception as error:
         where = "here" if address is None else f"at {address!r}"
         raise RunError(

@@ -715,6 +715,8 @@ def read_commit(folder: Path, unit: str) -> tuple[Commit, bool]:
         if has_digest and told.pop("unit") != unit:
             raise ValueError("it is the commit of another unit")
         parts = told.pop("parts") if has_digest else told
+        if not has_digest and not parts:
+            raise ValueError("it names no part")
         for name, part in parts.items():
             known = name in TABLES or (name == unit == CONSTANT)
             if not known or part.keys() != {"sha256", "rows"}:
