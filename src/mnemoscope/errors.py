@@ -27,6 +27,10 @@ class RunError(MnemoscopeError, RuntimeError):
     """A run folder is damaged, belongs to another study, or cannot be written."""
 
 
+class OtherRunError(RunError):
+    """A run folder holds another run than the one that is to go on in it."""
+
+
 class MemorizingError(MnemoscopeError, RuntimeError):
     """A training was stopped because its model gives training images back."""
 

@@ -25,13 +25,14 @@ Contents: `Audit`, `audit`; what a training audit shares: `labels_of`, `gives_ba
 """
 
 import hashlib
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ from mnemoscope.data.images import ImageSource, load_image
 from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
 from mnemoscope.data.sets import BLANK, Captions, DataSet, Item, read_set
 from mnemoscope.detectors import Detector
-from mnemoscope.errors import InputError
+from mnemoscope.errors import InputError, OtherRunError
 from mnemoscope.evidence import Bank, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS
 from mnemoscope.evidence.pieces.pictures import Pictures
@@ -98,10 +99,13 @@ from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.runs.verify import runs_in
 from mnemoscope.sampling.recipe import GIVEN, Recipe
 from mnemoscope.severity.nearest import BYTES, NOTHING, Whole, fingerprint
 from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge, pooled, until_settled
 from mnemoscope.similarity import Similarity
+
+T = TypeVar("T")
 
 ITEMS = 1024
 """Items whose rows are written together."""
@@ -595,19 +599,33 @@ class _Stages:
         self, prompts: PromptList, detectors: Sequence[str | Detector], seeds: int, name: str
     ) -> Scores:
         """Score prompts, into a folder of that name."""
-        return detect(
-            self.model,
-            prompts,
-            detectors=detectors,
-            seeds=seeds,
-            batch=self.asked.batch,
-            retry=self.asked.retry,
-            out=self.folder / name,
-            notify=lambda line: self.say(f"{name}: {line}"),
-            progress=self.progress,
-            **self._where(),
-            **self._screening(),
-        )
+
+        def work() -> Scores:
+            return detect(
+                self.model,
+                prompts,
+                detectors=detectors,
+                seeds=seeds,
+                batch=self.asked.batch,
+                retry=self.asked.retry,
+                out=self.folder / name,
+                notify=lambda line: self.say(f"{name}: {line}"),
+                progress=self.progress,
+                **self._where(),
+                **self._screening(),
+            )
+
+        return self._staged(name, work)
+
+    def _staged(self, name: str, work: Callable[[], T]) -> T:
+        """Do a stage; anew where what was retried before it has led to other captions."""
+        try:
+            return work()
+        except OtherRunError:
+            if not self.asked.retry:
+                raise
+        shutil.rmtree(self.folder / name)
+        return work()
 
     def infer(self, images: Images) -> Inference | None:
         """Ask whether the data set was trained on as a whole; None without one held out."""
@@ -677,6 +695,11 @@ class _Stages:
             asked = replace(self.asked, lora_scale=scale)
             name = f"scale-{scale:g}"
             scales[scale] = self._sampled(images, [*told.values()], asked, loaded(asked), name)
+        used = {run.path for run in (*done, *scales.values())}
+        for path in runs_in(self.folder)[1:]:
+            if path.name.startswith(("confirm", "scale-")) and path not in used:
+                # What led to it has been retried since.
+                shutil.rmtree(path)
         return _Confirmed(tuple(done), scales, chosen, told, found, tuple(last))
 
     def _looks(
@@ -728,15 +751,18 @@ class _Stages:
             retry=asked.retry,
             out=str(self.folder / name),
         )
-        return run_study(
-            study,
-            model=model,
-            prompts=PromptList.of(prompts),
-            known=known_prompts(prompts, images, others),
-            work=work,
-            derive=derive,
-            notify=lambda line: self.say(f"{name}: {line}"),
-            progress=self.progress,
+        return self._staged(
+            name,
+            lambda: run_study(
+                study,
+                model=model,
+                prompts=PromptList.of(prompts),
+                known=known_prompts(prompts, images, others),
+                work=work,
+                derive=derive,
+                notify=lambda line: self.say(f"{name}: {line}"),
+                progress=self.progress,
+            ),
         )
 
     def _items(self, places: Collection[int]) -> dict[int, Item]:

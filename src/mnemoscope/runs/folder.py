@@ -48,7 +48,7 @@ from torch import Tensor
 
 from mnemoscope.core.gram import NAMES, PAIRS, Gram
 from mnemoscope.core.level import Level
-from mnemoscope.errors import MnemoscopeError, NeedsError, RunError
+from mnemoscope.errors import MnemoscopeError, NeedsError, OtherRunError, RunError
 from mnemoscope.runs import older
 from mnemoscope.runs.interruption import interruptible
 from mnemoscope.runs.manifest import Manifest, Status, now
@@ -417,8 +417,8 @@ class Writer:
         """Begin a run, or continue one of the same study.
 
         Raises:
-            RunError: If the folder is of another study, is in use, holds other things, or cannot
-                be written.
+            OtherRunError: If the folder is of another study.
+            RunError: If it is in use, holds other things, or cannot be written.
         """
         writer = cls(path, uuid4().hex)
         if path.exists() and not path.is_dir():
@@ -444,7 +444,7 @@ class Writer:
             if there:
                 before = begun(path)
                 if differences := before.differences(manifest):
-                    raise RunError(
+                    raise OtherRunError(
                         f"{str(path)!r} holds another {before.flow}. Different: "
                         f"{'; '.join(differences)}. "
                         "Give another --out, or the same options to continue."
