@@ -6,10 +6,12 @@ import socket
 import sys
 import time
 from collections import Counter
+from random import Random
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import chaos
 from mnemoscope.errors import ModelError, RunError
 from mnemoscope.runs import actors as module
 from mnemoscope.runs.actors import Cluster
@@ -88,3 +90,12 @@ def test_an_address_that_does_not_answer_is_refused():
         address = "{}:{}".format(*free.getsockname())
     with pytest.raises(RunError, match=f"no Ray cluster answers at '{address}'"):
         module._join(ray, address)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", chaos.CAMPAIGNS)
+def test_what_dies_on_a_cluster_costs_its_units_at_most(fault):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with chaos.machines("ray:2") as machines:
+        by = chaos.Chaos("ray:2", 0.2, 2.0, Random(0), machines)
+        assert chaos.main(by, only=fault, flow="detect")

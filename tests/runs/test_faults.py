@@ -12,10 +12,10 @@ FEW = {
     "2 damaged files": 3,
     "3 errors of the disk": 1,
     "4 processes on one folder": 1,
-    "5 numbers that are not finite": 2,
+    "5 numbers that are not finite": 1,
     "6 errors in one prompt": 3,
     "7 lists": 40,
-    "8 batch sizes": 2,
+    "8 batch sizes": 1,
     "14 pictures": 30,
     "14 records of strangers": 2,
 }
