@@ -61,17 +61,20 @@ def test_the_adapter_is_charged_with_what_the_base_does_not_do(made):
 
 def test_each_image_comes_back_from_its_scale_on(made):
     found = found_of(made[0])
-    starts = {row["prompt"]: start for row, _, start in found.rungs}
+    starts = {one.row["prompt"]: one.first for one in found.rungs}
     assert starts == {"caption 0": 0.0, "caption 1": 0.5, "caption 2": 1.0, "caption 3": 1.2}
-    assert [len(steps) for _, steps, _ in found.rungs] == [4] * 4
+    assert [(len(one.steps), one.gone) for one in found.rungs] == [(4, ())] * 4
 
 
-def test_what_stops_at_a_larger_scale_comes_back_from_none(made):
+def test_what_stops_at_a_larger_scale_says_where(made, tmp_path):
     found = found_of(made[0])
     name = next(row["prompt_id"] for row in found.captions if row["prompt"] == "caption 1")
     gone = [*found.states[name][:-1], found.states[name][-1] | {"state": "not memorized"}]
     changed = replace(found, states={**found.states, name: gone})
-    assert {row["prompt"]: start for row, _, start in changed.rungs}["caption 1"] is None
+    rung = next(one for one in changed.rungs if one.row["prompt"] == "caption 1")
+    assert (rung.first, rung.gone) == (0.5, (1.2,))
+    assert {"from": 0.5, "not_at": [1.2]}.items() <= changed.told()["scales"][1].items()
+    assert "0.5, not at 1.2</td>" in write(changed, tmp_path).read_text("utf-8")
 
 
 def test_scales_are_sampled_from_the_same_noise(made):

@@ -12,7 +12,8 @@ from mnemoscope.errors import InputError, MemorizingError, RunError
 from mnemoscope.flows import training
 from mnemoscope.flows.training import FIGURE, RECORD, TrainingAudit
 from mnemoscope.models.oracle import Oracle
-from mnemoscope.reporting.figures import save
+from mnemoscope.reporting.figures import save_png
+from mnemoscope.runs.folder import open_run
 from tests.flows.test_audit import beliefs_of, latents, picture, world
 from tests.test_readme import blocks_of
 from tests.tiny import tiny_pipeline
@@ -61,7 +62,7 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "time", clock)
     monkeypatch.setattr(training, "seconds_a_row", lambda bank: 1.0)
     # Drawing takes longer than all else here, and is looked at once.
-    monkeypatch.setattr(training, "save", lambda sheets, pdf: ())
+    monkeypatch.setattr(training, "save_png", lambda panels, png: None)
     return clock
 
 
@@ -95,6 +96,7 @@ def test_the_last_step_before_anything_is_given_back_is_the_one_to_take(tmp_path
     assert set(found[2].given_back) == {"caption 3", "caption 4"}
     assert watched.last_safe == 200
     assert watched.advice.startswith("take step 200: at step 300 2 of ")
+    assert watched.advice.endswith("of 30 sampled at step 200 none does, so of all at most 0%")
     # All captions were sampled here, so the share is exact.
     assert found[3].sampled == SET
     assert found[3].share == pytest.approx(10 / SET)
@@ -118,12 +120,12 @@ def test_a_checkpoint_that_is_safe_by_chance_after_one_that_is_not_is_not_taken(
 def test_the_budget_holds_over_the_training(tmp_path, clock, known):
     watched = watch(tmp_path, budget=0.05)
     for step in range(1, 9):
-        trained(watched, clock, known, step, [0], seconds=1500.0)
+        trained(watched, clock, known, step, [0], seconds=1000.0)
         last = watched.checkpoints[-1]
         # No call costs more than was foreseen here, so it is never exceeded.
         assert last.spent <= 0.05 * last.trained
     looked = [one.calls for one in watched.checkpoints]
-    assert last.trained == 8 * 1500
+    assert last.trained == 8 * 1000
     # What does not reach is kept for later, and not lost.
     assert looked[0] == 0 < max(looked)
     assert last.spent > 0.02 * last.trained
@@ -140,6 +142,29 @@ def test_calls_that_cost_more_than_foreseen_are_made_good(tmp_path, clock, known
         over.append(last.spent / last.trained)
     assert max(over) > 0.05
     assert over[-1] <= 0.05
+
+
+def test_a_checkpoint_that_is_passed_over_is_left_alone(tmp_path, clock, known, monkeypatch):
+    loads = []
+    monkeypatch.setattr(training, "load_model", lambda pipe: loads.append(pipe) or slow(clock, []))
+    watched = watch(tmp_path, budget=0.05)
+    for step in range(1, 13):
+        trained(watched, clock, known, step, [], seconds=400.0)
+    looked = [one for one in watched.checkpoints if one.calls]
+    assert len(looked) > 1
+    # Once to learn what a look costs, and once each time that there is enough for one.
+    assert len(loads) == 1 + len(looked)
+
+
+def test_all_captions_have_their_turn(tmp_path, clock, known):
+    watched, seen = watch(tmp_path, budget=0.05), []
+    for step in range(1, 6):
+        found = trained(watched, clock, known, step, [], seconds=3000.0)
+        run = open_run(tmp_path / "out" / f"step-{step:06d}")
+        texts = [row["prompt"] for row in run.table("prompts").to_pylist()]
+        assert len(texts) == found.sampled < SET
+        seen += texts
+    assert len(set(seen[:SET])) == SET < len(seen)
 
 
 def test_it_stops_a_training_where_that_is_asked_for(tmp_path, clock, known):
@@ -176,7 +201,7 @@ def test_a_folder_of_another_training_or_a_damaged_one_is_refused(tmp_path, cloc
 
 
 def test_the_loss_on_what_is_held_out_is_measured(tmp_path, clock, known, monkeypatch):
-    monkeypatch.setattr(training, "save", save)
+    monkeypatch.setattr(training, "save_png", save_png)
     world(tmp_path / "held", n=SET, first=500)
     watched = watch(tmp_path, held_out=tmp_path / "held")
     losses = [
@@ -190,7 +215,7 @@ def test_the_loss_on_what_is_held_out_is_measured(tmp_path, clock, known, monkey
     assert [list(panel.series[0].x) for panel in panels] == [[1, 2]] * 2
     # All captions but one, which the world's model gives another picture.
     assert panels[0].series[0].y[1] == pytest.approx((SET - 1) / SET)
-    assert (tmp_path / "out" / f"{FIGURE}.png").stat().st_size > 5000
+    assert (tmp_path / "out" / FIGURE).stat().st_size > 5000
 
 
 @pytest.mark.parametrize(

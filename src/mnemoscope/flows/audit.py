@@ -20,7 +20,7 @@ at random, so what the funnel misses is measured (`ranking.prevalence`). A capti
 back where it is memorized, or copies another image of the set, in the words of a study
 (`severity.truth`). No more samples of a caption are taken than settle that: half of them first.
 
-Contents: `Audit`, `audit`; what a training audit shares: `labels_of`, `gives_back`,
+Contents: `Audit`, `audit`; `gives_back`, which a training audit shares; `labels_of`,
 `prevalence_of`.
 """
 

@@ -1,19 +1,22 @@
 r"""A training audit says at each checkpoint what a model gives back, and which to take.
 
-Formulas, with t the seconds that were trained so far, s those spent here, p the seconds a network
-call took here so far, all else included, and B the budget, a share::
+Formulas, with t the seconds that were trained so far, s those spent here, p the fewest that a
+network call took at a checkpoint, all else included, and B the budget, a share::
 
     allowance   B·t - s
-    captions    (allowance / p - fixed) / each      fixed: screen and held-out loss; each: in full
+    captions    (allowance / p - fixed) / each      fixed: held-out loss; each: in full
+    least       p·(fixed + each·FEWEST)
     safe        no caption that was sampled gives an image back, as an audit says it
     last safe   the last safe checkpoint before the first that is not
 
-A checkpoint whose allowance does not reach for `FEWEST` captions is passed over, and what it leaves
-goes to the next, so the budget holds over the training whatever a call turns out to cost.
+A checkpoint whose allowance is below the least is passed over, untouched once that is known, and
+what it leaves goes to the next, so the budget holds over the training whatever a call turns out to
+cost.
 
-At each checkpoint a fixed sample of the captions is scored on the first step, those furthest out
-are sampled in full, and as many of the others at random. Training notices nothing: modes, gradients
-and random numbers are as they were.
+A sample of the captions is drawn once, in an order. Each checkpoint samples the next of them in
+full, as many as it can pay for, so all have their turn. They are not screened: scores of the first
+call tell nothing of what an adapter has learned by heart of forty pictures shown alike. Training
+notices nothing: modes, gradients and random numbers are as they were.
 
 Contents: `TrainingAudit`, `Checkpoint`.
 
@@ -44,7 +47,7 @@ from mnemoscope.errors import InputError, MemorizingError, RunError, did_you_mea
 from mnemoscope.evidence import Bank, Piece, price_in
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.flows.alignment import DESCRIBING, judges_of
-from mnemoscope.flows.audit import gives_back, labels_of, prevalence_of
+from mnemoscope.flows.audit import gives_back
 from mnemoscope.flows.detect import detect
 from mnemoscope.flows.options import recipe_of
 from mnemoscope.flows.rows import Sat, sample_rows, similarity_rows
@@ -53,8 +56,8 @@ from mnemoscope.flows.study import Study, StudyWorker, seconds_a_row
 from mnemoscope.flows.study import run as run_study
 from mnemoscope.models.base import Model
 from mnemoscope.models.load import load_model
-from mnemoscope.ranking.funnel import plan, tails
-from mnemoscope.reporting.figures import save
+from mnemoscope.ranking.prevalence import Stratum, stratified
+from mnemoscope.reporting.figures import save_png
 from mnemoscope.runs.execute import Rows, Unit
 from mnemoscope.runs.folder import CONSTANT, Run, Writer
 from mnemoscope.runs.manifest import Manifest
@@ -64,20 +67,16 @@ from mnemoscope.severity.grade import assess
 from mnemoscope.severity.truth import NOT_JUDGED, judge
 from mnemoscope.similarity import Similarity
 
-SCREEN = ("gap_norm",)
-"""Detectors that choose captions, by the first call alone."""
-SCREENING_SEEDS = 1
-"""Samples a caption in the screen: one call each, where a full sample takes twenty."""
-LOSS = "denoising_loss"
+LOSS = "denoising_loss:5"
 """Detector that is the negative loss."""
 HELD_OUT = 4
-"""Held-out items whose loss is looked at, at most: 20 calls each, from the same noise always."""
+"""Held-out items whose loss is looked at, at most: 5 calls each, from the same noise always."""
 FEWEST = 4
-"""Fewest captions that a checkpoint is judged by: two that stand out, two at random."""
+"""Fewest captions that a checkpoint is judged by."""
 MEASURE = "l2"
 """Similarity that says what is given back."""
 
-RECORD, FIGURE = "checkpoints.jsonl", "training"
+RECORD, FIGURE = "checkpoints.jsonl", "training.png"
 """Files of a training audit, beside a folder a checkpoint."""
 
 Log = Callable[[dict[str, float], int], Any]
@@ -223,7 +222,7 @@ class TrainingAudit:
             json.dumps([held.digest, seeds, captions, self.recipe.key]).encode()
         ).hexdigest()
         self.checkpoints, self._trained, self._spent = self._resumed()
-        self._pace: float | None = None
+        self._pace, self._least, self._paid = 0.0, 0, False
         self._since = time.perf_counter()
 
     def _resumed(self) -> tuple[list[Checkpoint], float, float]:
@@ -273,13 +272,18 @@ class TrainingAudit:
             found = replace(found, spent=self._spent + time.perf_counter() - began)
             self.checkpoints.append(found)
             self._write()
+            if found.calls:
+                self._draw()
             if self.log is not None and found.numbers:
                 self.log(found.numbers, step)
         finally:
             self._since = time.perf_counter()
             self._spent += self._since - began
         if found.calls:
-            self._pace = (self._since - began) / found.calls
+            paid = (self._since - began) / found.calls
+            # What is done once alone, such as loading a judge, is in the first.
+            self._pace = min(paid, self._pace) if self._paid else paid
+            self._paid = True
         if self.stop and found.safe is False:
             raise MemorizingError(self.advice)
         return found
@@ -320,54 +324,48 @@ class TrainingAudit:
         if not judged:
             return "no checkpoint was judged: the budget did not reach, or no sample was finished"
         if unsafe is None:
-            return f"no image was given back up to step {judged[-1].step}"
+            return f"no image was given back up to step {judged[-1].step}; {_doubt(judged[-1])}"
         after = (
             f"at step {unsafe.step} {len(unsafe.given_back)} of {unsafe.sampled} captions sampled "
             "give a training image back"
         )
         if self.last_safe is None:
             return f"{after}, and no step before it was judged safe; train more gently"
-        return f"take step {self.last_safe}: {after}"
+        safe = next(one for one in judged if one.step == self.last_safe)
+        return f"take step {self.last_safe}: {after}; {_doubt(safe)}"
 
     def _look(self, pipe: Any, step: int) -> Checkpoint:
-        """Screen, sample as many captions as the allowance reaches for, judge."""
+        """Sample as many captions as the allowance reaches for, and judge."""
         none = Checkpoint(step, self._trained, self._spent)
         allowance = self.budget * self._trained - self._spent
-        if allowance <= 0:
+        if allowance <= self._pace * self._least:
             return none
         model = load_model(pipe)
         unguided: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
         recipe = recipe_of(self.recipe, model, **unguided)
-        # Other noise than that of the samples: nothing is scored by its own start.
-        screening = replace(recipe, noise="shared", seed=recipe.seed + 1)
         bank, whole = Bank(model, recipe, self.seeds), len(self.prompts)
-        fixed = whole * _price(model, screening, SCREENING_SEEDS, SCREEN) + SCREENING_SEEDS
-        fixed += len(self.held_out) * _price(model, recipe, 1, (LOSS,))
+        fixed = len(self.held_out) * _price(model, recipe, 1, (LOSS,))
         each = price_in(bank, (Pictures(),)).calls
-        # Before any call was paid for, one alone says what they cost: more than together.
-        pace = seconds_a_row(Bank(model, recipe, 1, 1)) if self._pace is None else self._pace
-        count = min(whole, int((allowance / pace - fixed) / each))
-        if count < min(FEWEST, whole):
+        few = min(FEWEST, whole)
+        self._least = fixed + few * each
+        # Before any call was paid for, those of a few samples say what they cost.
+        self._pace = self._pace or seconds_a_row(Bank(model, recipe, 1, FEWEST))
+        count = min(whole, int((allowance / self._pace - fixed) / each))
+        if count < few:
             return none
-        scores = detect(
-            model, self.prompts, detectors=SCREEN, seeds=SCREENING_SEEDS, **vars(screening)
-        )
-        columns = [scores.of(detector.name) for detector in scores.detectors]
-        tail = tails(np.column_stack(columns), np.zeros(len(columns), dtype=bool))
-        once, none_alone = np.ones(whole, dtype=np.int64), np.empty(0, dtype=np.int64)
-        chosen = plan(tail, once, none_alone, -(-count // 2), 0, count // 2, recipe.seed + step)
-        labels = {self.prompts[at].prompt_id: why for at, why in labels_of(chosen).items()}
-        some = [prompt for prompt in self.prompts if prompt.prompt_id in labels]
+        # The next in an order that is fixed, so that all have their turn.
+        first = sum(one.sampled for one in self.checkpoints)
+        some = [self.prompts[(first + k) % whole] for k in range(count)]
         done = self._sampled(model, recipe, some, step)
         judged = judge(done.table("severity").to_pylist(), MEASURE)
-        back = {name: gives_back(judged.get(name, NOT_JUDGED).state) for name in labels}
-        rows = [{"prompt_id": name, "chosen": why} for name, why in labels.items()]
-        share = prevalence_of(rows, back, chosen).share
-        known = any(state is not None for state in back.values())
+        back = {p.prompt_id: gives_back(judged.get(p.prompt_id, NOT_JUDGED).state) for p in some}
+        states = list(back.values())
+        share = stratified([Stratum(whole, count, states.count(True), states.count(None))])
+        known = states.count(None) < count
         return replace(
             none,
-            calls=fixed + each * len(some),
-            sampled=len(some),
+            calls=fixed + each * count,
+            sampled=count,
             given_back=tuple(prompt.text for prompt in some if back[prompt.prompt_id]),
             share=share.value if known and isfinite(share.value) else None,
             low=share.low if known else None,
@@ -423,13 +421,22 @@ class TrainingAudit:
         return {"held_out_loss": float(held.mean())} if len(held) else {}
 
     def _write(self) -> None:
-        """Write the record and the figure."""
+        """Write the record."""
         lines = [json.dumps({"audit": self.digest} | asdict(one)) for one in self.checkpoints]
-        try:
+        with self._writing():
             write_atomically(self.out / RECORD, "".join(f"{line}\n" for line in lines).encode())
-            panels = _panels(self.checkpoints)
-            if panels:
-                save({FIGURE: panels}, self.out / f"{FIGURE}.pdf")
+
+    def _draw(self) -> None:
+        """Draw the figure."""
+        panels = _panels(self.checkpoints)
+        if panels:
+            with self._writing():
+                save_png(panels, self.out / FIGURE)
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunError(
                 f"cannot write into {str(self.out)!r}: {error.strerror or error}; make room or "
@@ -437,12 +444,19 @@ class TrainingAudit:
             ) from error
 
 
+def _doubt(one: Checkpoint) -> str:
+    """Say how much a checkpoint that is safe may have missed."""
+    return (
+        f"of {one.sampled} sampled at step {one.step} none does, so of all at most {one.high:.0%}"
+    )
+
+
 def _price(model: Model, recipe: Recipe, seeds: int, detectors: Sequence[str]) -> int:
     return price_in(Bank(model, recipe, seeds), union(choose(detectors))).calls
 
 
 def _drawn(dataset: DataSet, count: int, seed: int) -> tuple[Prompt, ...]:
-    """Draw captions with a picture that opens; equal captions are one.
+    """Draw captions with a picture that opens, in an order at random; equal captions are one.
 
     Raises:
         InputError: If there is none.
@@ -461,7 +475,7 @@ def _drawn(dataset: DataSet, count: int, seed: int) -> tuple[Prompt, ...]:
             found.append(Prompt(f"{item.key:016x}", item.text, (item.image,), kind=DESCRIBING))
     if not found:
         raise InputError(f"data set {str(dataset.path)!r} holds no caption with a usable picture")
-    return tuple(found)
+    return tuple(found[at] for at in np.random.default_rng(seed).permutation(len(found)))
 
 
 @contextmanager

@@ -95,23 +95,17 @@ class Found:
     suspects: tuple[Row, ...] = ()
 
     @property
-    def rungs(self) -> tuple[tuple[Row, Sequence[Row], float | None], ...]:
-        """Return the captions that give an image back at any scale, the first to do so first.
-
-        Each with its rows of table `scales`, and the least scale from which on it gives one back,
-        at all larger ones that were tried; None where it does not at the largest.
-        """
-        found: list[tuple[Row, Sequence[Row], float | None]] = []
+    def rungs(self) -> tuple["Rung", ...]:
+        """Return the captions that give an image back at any scale, the first to do so first."""
+        found: list[Rung] = []
         for row in self.captions:
             steps = self.states.get(row["prompt_id"], ())
-            start: float | None = None
-            for step in reversed(steps):
-                if step["state"] not in GIVEN_BACK:
-                    break
-                start = step["lora_scale"]
-            if any(step["state"] in GIVEN_BACK for step in steps):
-                found.append((row, steps, start))
-        return tuple(sorted(found, key=lambda rung: (rung[2] is None, rung[2] or 0.0)))
+            at = [step["lora_scale"] for step in steps if step["state"] in GIVEN_BACK]
+            if at:
+                above = (step["lora_scale"] for step in steps if step["lora_scale"] > min(at))
+                gone = tuple(scale for scale in above if scale not in at)
+                found.append(Rung(row, steps, min(at), gone))
+        return tuple(sorted(found, key=lambda rung: rung.first))
 
     @property
     def stood_out(self) -> tuple["Stood", ...]:
@@ -188,12 +182,13 @@ class Found:
     def sentences(self) -> tuple[str, ...]:
         """Say how many there are in all, how many of them were found, and at what price."""
         sampled = len(self.captions)
+        some = f"{sampled:,} were sampled in full, the others screened"
         said = [
             f"Of all {self.listed:,} captions, {_share(self.share)} give a training image back in "
-            f"at least half of their samples; {sampled:,} were sampled in full, the others "
-            "screened."
+            "at least half of their samples; "
+            f"{some if sampled < self.listed else 'all were sampled in full'}."
         ]
-        if self.recall["value"] is not None:
+        if self.recall["value"] is not None and sampled < self.listed:
             said.append(f"Of those that do, the audit found {_share(self.recall)}.")
         if self.added is not None:
             said.append(
@@ -245,8 +240,13 @@ class Found:
                 if row is not None
             ],
             "scales": [
-                {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "from": start}
-                for row, _, start in self.rungs
+                {
+                    "prompt_id": one.row["prompt_id"],
+                    "prompt": one.row["prompt"],
+                    "from": one.first,
+                    "not_at": list(one.gone),
+                }
+                for one in self.rungs
             ],
             "suspects": {one.reason: one.captions for one in self.stood_out},
             "funnel": [dict(row) for row in self.funnel],
@@ -276,6 +276,23 @@ class Stood:
     pictured: tuple[Row, ...]
 
 
+@dataclass(frozen=True)
+class Rung:
+    """A caption that gives an image back at some scale of the adapter.
+
+    Attributes:
+        row: Its row of table `audited`.
+        steps: Its rows of table `scales`, ascending.
+        first: The least scale at which it does.
+        gone: The larger ones at which it does not.
+    """
+
+    row: Row
+    steps: Sequence[Row]
+    first: float
+    gone: tuple[float, ...]
+
+
 CERTAIN = 0.01
 """Largest p by which a data set is said to have been trained on. Source: Dubiński et al. 2025."""
 
@@ -294,6 +311,8 @@ def _share(row: Row) -> str:
     ends = f"{percent(row['low'])} to {percent(row['high'])}"
     if row["value"] is None:
         return f"a share somewhere in {ends}"
+    if row["low"] == row["high"]:
+        return percent(row["value"])
     return f"{percent(row['value'])} (95\u00a0% interval {ends})"
 
 

@@ -11,7 +11,7 @@ For print each finding is one PNG and one page of a PDF, panels side by side. Fo
 panel is one SVG whose colours are variables of the page, so that it follows light and dark, and
 whose elements are a fixed list, so that no label can become anything but text.
 
-Contents: `draw`, `svg` and `save`.
+Contents: `draw`, `svg`, `save` and `save_png`.
 """
 
 import io
@@ -352,7 +352,7 @@ def save(sheets: Mapping[str, Sequence[Panel]], pdf: Path) -> tuple[Path, ...]:
             if panels:
                 figure = _sheet(panels)
                 made.append(pdf.with_name(f"{name}.png"))
-                figure.savefig(made[-1], dpi=150, metadata={"Software": None})
+                figure.savefig(made[-1], **_PNG)
                 book.savefig(figure)
     if made:
         pdf.write_bytes(pages.getvalue())
@@ -360,6 +360,18 @@ def save(sheets: Mapping[str, Sequence[Panel]], pdf: Path) -> tuple[Path, ...]:
     return tuple(made)
 
 
+def save_png(panels: Sequence[Panel], png: Path) -> None:
+    """Write one figure for the screen alone, in half the time.
+
+    Args:
+        panels: Its panels.
+        png: Where to write it.
+    """
+    with mpl.rc_context(_STYLE):
+        _sheet(panels).savefig(png, **_PNG)
+
+
+_PNG: dict[str, Any] = {"dpi": 150, "metadata": {"Software": None}}
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _ELEMENTS = {"svg", "g", "path", "use", "defs", "clipPath", "rect", "text", "tspan"}

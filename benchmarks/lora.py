@@ -1,0 +1,220 @@
+"""What a LoRA of the lab memorizes: while it is trained, by scale, and after a filter.
+
+    python -m benchmarks.lora DIR
+
+trains the lab's LoRA under a training audit that may take a twentieth of the time, then samples
+every caption with the adapter of every checkpoint, with the last one at several scales, and with
+the last one filtered at several strengths. What is interrupted goes on. Of each::
+
+    given back    captions that give a training image back, as an audit says it
+    right         samples that show what their caption names, by the lab's judge
+    learned       (d0 - d) / (d0 - d1), d the mean distance of samples' upper and lower edge from
+                  the ground that all pictures share, d0 that of the base, d1 the whole adapter's
+    loss          denoising loss on the pictures that are held out
+
+Limits: the training audit keeps its budget, looks before the training is over, and the step that it
+says to take gives nothing back.
+
+Contents: `main`.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.table import Row, show
+from mnemoscope import TrainingAudit, detect, load_model
+from mnemoscope.core.panels import CurvePanel, Points, ScatterPanel, Series
+from mnemoscope.data.images import decode
+from mnemoscope.data.sets import Captions, read_set
+from mnemoscope.flows.audit import Audit, audit
+from mnemoscope.flows.lora import Filtering, filter_lora
+from mnemoscope.lab.judge import recognised
+from mnemoscope.lab.lora import DUSK, train_lora
+from mnemoscope.ranking.markdown import table
+from mnemoscope.reporting.audit import found_of
+from mnemoscope.reporting.figures import save
+from mnemoscope.runs.folder import Run, open_run
+
+BASE, FILE = "embedded:base", "pytorch_lora_weights.safetensors"
+SAMPLING: dict[str, Any] = {"scheduler": "dpmsolver++", "steps": 10}
+SEEDS = 4
+STRENGTHS = (0.05, 0.1, 0.25, 0.5, 0.75)
+SCALES = (0, 0.25, *(round(sqrt(1 - t), 3) for t in (0.75, 0.5, 0.25)), 1, 1.2)
+"""Scales, three of which take out as much as a filter does."""
+LOSS = "denoising_loss:5"
+"""What is measured on held-out pictures."""
+BUDGET = 0.05
+EDGE = 4
+"""Rows of pixels by which the ground of a picture is told."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an adapter gives back, what its pictures show, and what it learned.
+
+    Attributes:
+        name: Which adapter.
+        back: Captions that give an image back.
+        captions: Captions that were sampled.
+        right: Share of samples that show what is named.
+        ground: Mean distance of samples' edges from the ground.
+        loss: Denoising loss on held-out pictures.
+    """
+
+    name: str
+    back: int
+    captions: int
+    right: float
+    ground: float
+    loss: float
+
+
+def trained(out: Path) -> TrainingAudit:
+    """Train under a training audit."""
+    pipe: Any = load_model(BASE).pipeline
+    train_lora(out, steps=0)
+    watched = TrainingAudit(
+        out / "pictures", out / "training", held_out=out / "held-out", judge="lab",
+        budget=BUDGET, **SAMPLING,
+    )  # fmt: skip
+
+    def look(unet: Any, step: int) -> None:
+        pipe.unet = unet
+        found = watched.on_checkpoint(pipe, step)
+        print(f"step {step}: {found.sampled} sampled, {len(found.given_back)} given back")
+
+    train_lora(out, look=look)
+    return watched
+
+
+def measured(out: Path, name: str, file: Path, scale: float = 1.0) -> Told:
+    """Sample every caption with an adapter, and measure what comes."""
+    model = load_model(BASE, lora=file, lora_scale=scale)
+    asked = Audit(
+        model=BASE, dataset=out / "pictures", seeds=SEEDS, finalists=1.0,
+        detectors=("gap_norm",), screening_seeds=1, similarity=("l2",),
+        out=out / "audit" / name.replace(" ", "-"), **SAMPLING,
+    )  # fmt: skip
+    found = found_of(audit(asked, model=model))
+    right, ground = looked(open_run(found.run.path / "confirm"))
+    held = read_set(out / "held-out")
+    everyone = list(Captions(held, np.ones(len(held), dtype=bool)))
+    scores = detect(model, everyone, detectors=(LOSS,), seeds=1, **SAMPLING)
+    loss = float(-np.nanmean(scores.of(LOSS)))
+    told = Told(name, len(found.given_back), len(found.captions), right, ground, loss)
+    print(told)
+    return told
+
+
+def looked(run: Run) -> tuple[float, float]:
+    """Return how many samples show what is named, and how far their edges are from the ground.
+
+    Of the first samples of each caption alone: further ones are those of some.
+    """
+    texts = {row["prompt_id"]: row["prompt"] for row in run.table("prompts").to_pylist()}
+    rows = [row for row in run.table("samples").to_pylist() if row["status"] == "ok"]
+    images = [decode(row["image"]) for row in rows]
+    right = [
+        bool(recognised(image[None], [texts[row["prompt_id"]]])[0])
+        for image, row in zip(images, rows, strict=True)
+    ]
+    edges = np.array(
+        [[image[:, part].mean((1, 2)).tolist() for part in ENDS] for image in images]
+    )  # sample end colour
+    apart = np.sqrt(np.square(edges - np.array(DUSK)).mean((1, 2)))
+    return float(np.mean(right)), float(apart.mean())
+
+
+ENDS = slice(None, EDGE), slice(-EDGE, None)
+
+
+def draw(out: Path, steps: dict[int, Told], ways: dict[str, list[Told]], learned: Any) -> None:
+    """Draw what is given back and kept, by step, and by scale and strength."""
+    x = np.array(list(steps), dtype=np.float64)
+
+    def panel(title: str, unit: str, values: list[float], role: Any, label: str) -> CurvePanel:
+        nan = np.full(len(x), np.nan)
+        line = Series(label, role, x, np.array(values), None, None, nan)
+        return CurvePanel(title, "training step", unit, "", (line,))
+
+    by_step = [
+        panel("Memorization", "share of captions",
+              [one.back / one.captions for one in steps.values()], "memorized",
+              "give an image back"),
+        panel("What the pictures share", "share of the ground",
+              [learned(one) for one in steps.values()], "not memorized", "learned"),
+        panel("Loss on held-out pictures", "loss",
+              [one.loss for one in steps.values()], "not memorized", "pictures not trained on"),
+    ]  # fmt: skip
+    points = tuple(
+        Points(
+            label, role, np.array([learned(one) for one in ways[label]]),
+            np.array([one.back / one.captions for one in ways[label]]),
+            tuple(one.name.split()[1] for one in ways[label]),
+        )
+        for label, role in (("LoRA scaled", "not memorized"), ("LoRA filtered", "memorized"))
+    )  # fmt: skip
+    names = tuple(name for some in points for name in some.prompt_ids)
+    of_both = ScatterPanel(
+        "What is given back, and what is kept", "share of the ground that was learned",
+        "share of captions", "", points, named=names,
+    )  # fmt: skip
+    save({"lora-training": by_step, "lora-filter": [of_both]}, out / "lora.pdf")
+
+
+def main(out: Path) -> bool:
+    """Measure, print, and return whether every limit is kept."""
+    logging.getLogger("mnemoscope").setLevel(logging.WARNING)
+    watched = trained(out)
+    steps: dict[int, Told] = {}
+    for folder in sorted((out / "checkpoints").iterdir()):
+        steps[int(folder.name.removeprefix("step-"))] = measured(out, folder.name, folder / FILE)
+    whole = out / FILE
+    scaled = [measured(out, f"scale {scale:g}", whole, scale) for scale in SCALES]
+    filters: list[Told] = []
+    for strength in STRENGTHS:
+        left = out / f"filter-{strength:g}.safetensors"
+        filter_lora(Filtering(BASE, str(whole), strength=strength, out=left))
+        filters.append(measured(out, f"filter {strength:g}", left))
+    none, last = (next(one for one in scaled if one.name == f"scale {s}") for s in (0, 1))
+
+    def learned(one: Told) -> float:
+        return (none.ground - one.ground) / (none.ground - last.ground)
+
+    rows = [
+        [one.name, f"{one.back} of {one.captions}", f"{one.right:.2f}", f"{learned(one):.2f}",
+         f"{one.loss:.4f}"]
+        for one in (*steps.values(), *scaled, *filters)
+    ]  # fmt: skip
+    print(table(["adapter", "given back", "right", "learned", "loss"], rows))
+    draw(out, steps, {"LoRA scaled": scaled, "LoRA filtered": filters}, learned)
+    return limits(watched, steps)
+
+
+def limits(watched: TrainingAudit, steps: dict[int, Told]) -> bool:
+    """Print what the training audit cost and said, beside what there was."""
+    looks = [one for one in watched.checkpoints if one.calls]
+    for one in looks:
+        print(
+            f"step {one.step}: {one.sampled} sampled, {len(one.given_back)} given back (of all: "
+            f"{steps[one.step].back}), {one.spent:.1f} of {one.trained:.1f} s, {one.numbers}"
+        )
+    last, safe = watched.checkpoints[-1], watched.last_safe
+    given = float("inf") if safe is None else float(steps[safe].back)
+    rows = [
+        Row("audit over training", f"{last.spent:.1f} s", f"{last.trained:.1f} s",
+            last.spent / last.trained, BUDGET),
+        Row("looks", f"{len(looks)}", f"{len(watched.checkpoints)}", len(looks), 2, False),
+        Row("captions given back at the step to take", f"{given:g}", "", given, 0.0),
+    ]  # fmt: skip
+    return show("A LoRA of the lab", rows, watched.advice)
+
+
+if __name__ == "__main__":
+    sys.exit(not main(Path(sys.argv[1])))
