@@ -2,9 +2,10 @@
 
     python -m benchmarks.lora DIR
 
-trains the lab's LoRA under a training audit that may take a twentieth of the time, then samples
-every caption with the adapter of every checkpoint, with the last one at several scales, and with
-the last one filtered at several strengths. What is interrupted goes on. Of each::
+trains the lab's LoRA under a training audit that may take a twentieth of the time, replays it at
+larger budgets from the checkpoints, by CPU time, then samples every caption with the adapter of
+every checkpoint, with the last one at several scales, and with the last one filtered at several
+strengths. What is interrupted goes on. Of each::
 
     given back    captions that give a training image back, as an audit says it
     right         samples that show what their caption names, by the lab's judge
@@ -12,18 +13,20 @@ the last one filtered at several strengths. What is interrupted goes on. Of each
                   the ground that all pictures share, d0 that of the base, d1 the whole adapter's
     loss          denoising loss on the pictures that are held out
 
-Limits: the training audit keeps its budget, looks before the training is over, and the step that it
-says to take gives nothing back.
+Limits: the training audit keeps its budget, and the step that it says to take gives nothing back.
 
 Contents: `main`.
 """
 
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -32,6 +35,7 @@ from mnemoscope import TrainingAudit, detect, load_model
 from mnemoscope.core.panels import CurvePanel, Points, ScatterPanel, Series
 from mnemoscope.data.images import decode
 from mnemoscope.data.sets import Captions, read_set
+from mnemoscope.flows import training
 from mnemoscope.flows.audit import Audit, audit
 from mnemoscope.flows.lora import Filtering, filter_lora
 from mnemoscope.lab.judge import recognised
@@ -49,7 +53,8 @@ SCALES = (0, 0.25, *(round(sqrt(1 - t), 3) for t in (0.75, 0.5, 0.25)), 1, 1.2)
 """Scales, three of which take out as much as a filter does."""
 LOSS = "denoising_loss:5"
 """What is measured on held-out pictures."""
-BUDGET = 0.05
+BUDGET, MORE = 0.05, (0.1, 0.2, 0.5)
+"""Share of the training that its audit may take; and others, at which it is replayed."""
 EDGE = 4
 """Rows of pixels by which the ground of a picture is told."""
 
@@ -90,6 +95,45 @@ def trained(out: Path) -> TrainingAudit:
         print(f"step {step}: {found.sampled} sampled, {len(found.given_back)} given back")
 
     train_lora(out, look=look)
+    return watched
+
+
+class Clock:
+    """CPU time, and that of a training that is only told of.
+
+    Attributes:
+        ahead: Seconds by which it is ahead of the CPU's.
+    """
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def perf_counter(self) -> float:
+        """Return the time."""
+        return self.ahead + time.process_time()
+
+
+def replayed(out: Path, budget: float, pace: float) -> TrainingAudit:
+    """Audit a training anew from its checkpoints.
+
+    Args:
+        out: Folder of the training.
+        budget: Share of it that may be taken.
+        pace: Seconds that a step of training took.
+    """
+    clock, before = Clock(), 0
+    with TemporaryDirectory() as folder, patch.object(training, "time", clock):
+        watched = TrainingAudit(
+            out / "pictures", folder, held_out=out / "held-out", judge="lab", budget=budget,
+            **SAMPLING,
+        )  # fmt: skip
+        for at in sorted((out / "checkpoints").iterdir()):
+            began, step = time.process_time(), int(at.name.removeprefix("step-"))
+            pipe: Any = load_model(BASE).pipeline
+            pipe.load_lora_weights(at, weight_name=FILE)
+            clock.ahead += (step - before) * pace - (time.process_time() - began)
+            watched.on_checkpoint(pipe, step)
+            before = step
     return watched
 
 
@@ -194,26 +238,36 @@ def main(out: Path) -> bool:
     ]  # fmt: skip
     print(table(["adapter", "given back", "right", "learned", "loss"], rows))
     draw(out, steps, {"LoRA scaled": scaled, "LoRA filtered": filters}, learned)
-    return limits(watched, steps)
+    last_step = watched.checkpoints[-1]
+    pace = last_step.trained / last_step.step
+    return limits(watched, {share: replayed(out, share, pace) for share in MORE}, steps)
 
 
-def limits(watched: TrainingAudit, steps: dict[int, Told]) -> bool:
+def limits(
+    watched: TrainingAudit, more: dict[float, TrainingAudit], steps: dict[int, Told]
+) -> bool:
     """Print what the training audit cost and said, beside what there was."""
-    looks = [one for one in watched.checkpoints if one.calls]
-    for one in looks:
-        print(
-            f"step {one.step}: {one.sampled} sampled, {len(one.given_back)} given back (of all: "
-            f"{steps[one.step].back}), {one.spent:.1f} of {one.trained:.1f} s, {one.numbers}"
-        )
+    rows = [looks(name, one, steps) for name, one in {BUDGET: watched, **more}.items()]
+    print(table(["budget", "taken", "looks", "captions a look", "advice", "in truth"], rows))
     last, safe = watched.checkpoints[-1], watched.last_safe
     given = float("inf") if safe is None else float(steps[safe].back)
-    rows = [
+    kept = [
         Row("audit over training", f"{last.spent:.1f} s", f"{last.trained:.1f} s",
             last.spent / last.trained, BUDGET),
-        Row("looks", f"{len(looks)}", f"{len(watched.checkpoints)}", len(looks), 2, False),
         Row("captions given back at the step to take", f"{given:g}", "", given, 0.0),
     ]  # fmt: skip
-    return show("A LoRA of the lab", rows, watched.advice)
+    return show("A LoRA of the lab", kept, watched.advice)
+
+
+def looks(budget: float, watched: TrainingAudit, steps: dict[int, Told]) -> list[str]:
+    """Return what a training audit cost and said, and what is given back at the step to take."""
+    seen = [one.sampled for one in watched.checkpoints if one.calls]
+    last, safe = watched.checkpoints[-1], watched.last_safe
+    return [
+        f"{budget:.0%}", f"{last.spent / last.trained:.1%}", f"{len(seen)}",
+        f"{min(seen)} to {max(seen)}" if seen else "", watched.advice,
+        "" if safe is None else f"{steps[safe].back} of {steps[safe].captions}",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
