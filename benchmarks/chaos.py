@@ -14,7 +14,8 @@ Then one process does what is left, which is nothing where the driver came to it
 tables are those of one process row for row, times aside, no file is damaged, and no more units were
 begun anew than workers were lost (those that end with their driver included). Every number is
 counted in the log that workers keep of the units they begin. A unit at which three workers died is
-marked as failed, as it is said to be; it is counted, and done by the same command with `--retry`.
+marked as failed, as it is said to be; runs with one are counted, and it is done by the same command
+with `--retry`, as are later stages of an audit, whose captions were chosen without it.
 
     python -m benchmarks.chaos --executor ray:2 --flow audit --tries 4
 
@@ -294,14 +295,24 @@ class Counts:
         (driver.at / "pace").write_text("0")
         with sleeping(driver.at):
             known = work(driver.at, flow, out)
-            if marked := any(open_run(at).manifest.samples.get("error") for at in runs_in(out)):
+            begun, failed = Counter(unit for unit, _ in driver.begun()), given_up(out)
+            if failed:
                 work(driver.at, flow, out, retry=True)
-        begun = Counter(unit for unit, _ in driver.begun())
-        anew = begun.total() - len(begun)
+        anew = begun.total() - len(begun) + len(failed)
         held = held and known.content(out) == wanted and whole_as_told(out) and anew <= lost
         self.tried, self.survived = self.tried + 1, self.survived + held
-        self.units, self.marked = self.units + len(begun), self.marked + marked
+        self.units, self.marked = self.units + len(begun), self.marked + bool(failed)
         self.lost, self.anew = self.lost + lost, self.anew + anew
+
+
+def given_up(out: Path) -> set[str]:
+    """Return the units of a run and of its stages that are marked as failed."""
+    return {
+        f"{folder.name}/{unit}"
+        for folder in runs_in(out)
+        for unit in open_run(folder).units("samples")
+        if "error" in open_run(folder).part("samples", unit)["status"].to_pylist()
+    }
 
 
 def main(by: Chaos, tries: int = 1, only: str = "", flow: str = "") -> bool:
