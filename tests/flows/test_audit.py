@@ -166,24 +166,31 @@ def test_a_closer_look_is_taken_at_the_most_suspicious_fifth(tmp_path):
 def test_what_stands_out_before_any_call_is_told_and_sampled(tmp_path):
     model = world(tmp_path / "set", n=60)
     folder = tmp_path / "set"
-    # A picture that is a little lighter under another caption, and a caption in other marks.
+    # A picture that is a little lighter under another caption, one that is mirrored and darker, and
+    # a caption in other marks.
     lighter = np.minimum(picture(40).astype(int) + 2, 255).astype(np.uint8)
     Image.fromarray(lighter).save(folder / "again.png")
+    Image.fromarray(picture(42)[:, ::-1] // 2).save(folder / "turned.png")
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('\n{"file_name": "again.png", "text": "anew"}')
+        file.write('\n{"file_name": "turned.png", "text": "in a mirror"}')
         file.write('\n{"file_name": "050.png", "text": "CAPTION 51!"}\n')
     said = []
     found = found_of(audit(asked(folder, tmp_path / "run"), model=model, notify=said.append))
     told = {one.reason: one for one in found.stood_out}
     assert told["have the words of another"].captions == 2
     assert told["have a picture that repeats"].captions == 2
-    alike = told["have one that is all but the same as another"]
+    alike = told["have a picture that is all but the same as another"]
     rows = {row["item"]: row for row in found.suspects if "alike" in row["reasons"]}
     assert {at: row["twin"] for at, row in rows.items()} == {40: 60, 60: 40}
     assert alike.captions == alike.sampled == 2
     assert all(row["image"] and row["twin_image"] for row in rows.values())
+    tinted = {row["item"]: row for row in found.suspects if "recoloured" in row["reasons"]}
+    assert {at: row["twin"] for at, row in tinted.items()} == {42: 61, 61: 42}
+    assert all(row["image"] and row["twin_image"] for row in tinted.values())
     assert any(line.startswith("suspects before any call: ") for line in said)
     page = page_of(found, tmp_path / "page")
+    assert "item 61 recoloured or mirrored" in page
     assert "What stood out before any call" in page
     assert "all but the same as item 60" in page
 

@@ -44,9 +44,9 @@ TOLD = {
     "captions": "captions repeat",
     "wordings": "have the words of another",
     "pictures": "have a picture that repeats",
-    "alike": "have one that is all but the same as another",
-    "recoloured": "have one that is, but for its colours or mirrored",
-    "alone": "have one that lies alone",
+    "alike": "have a picture that is all but the same as another",
+    "recoloured": "have a picture that is another, recoloured or mirrored",
+    "alone": "have a picture that lies alone",
 }
 """Why captions are suspects before any call, in the order of the narrower reason first."""
 
