@@ -6,14 +6,17 @@ planted. Then every planted caption that it dropped is sampled in full as well, 
 study of all planted prompts that is there already, so that
 
     recall       captions found / (found + planted ones that were dropped and give an image back)
+    reached      of planted captions that give their image back in the studies given, those sampled
     precision    those found whose image is a planted one / captions found
     cost         network calls of the audit / calls of ten samples of every caption
 
 are counted and not estimated; dropped scenes are the audit's own to estimate. Repeats are taken
-out, so the funnel has nothing but its scores.
+out, so the funnel has nothing but its scores. Of few samples a caption near one half is given back
+or not by chance: the samples of all studies that are given are taken together, and what they say
+does not hang on what the audit saw.
 
     python -m benchmarks.audit embedded
-    python -m benchmarks.audit DIR/model --table DIR/planted.jsonl --study DIR/bench/study
+    python -m benchmarks.audit DIR/model --table DIR/planted.jsonl --study DIR/bench/study DIR/more
 
 Contents: `main`.
 """
@@ -21,6 +24,7 @@ Contents: `main`.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,10 @@ from mnemoscope.ranking.funnel import SUSPICIOUS
 from mnemoscope.ranking.prevalence import exact
 from mnemoscope.reporting.audit import GIVEN_BACK, Found, found_of
 from mnemoscope.runs.folder import open_run
-from mnemoscope.severity.truth import judge
+from mnemoscope.severity.truth import judge, pooled
 
+MEASURE = "l2"
+"""Similarity by which captions are judged."""
 EXHAUSTIVE = 10
 """Samples a caption of the exhaustive way."""
 DROPPED = "dropped.jsonl"
@@ -53,6 +59,7 @@ class Judged:
         found: What it found.
         hits: Captions that give a planted picture back.
         missed: Planted captions that it dropped and that give an image back.
+        reached: Of those that do in the studies, the share that it sampled as suspicious.
         planted: Planted captions in the set.
         cost: Network calls over those of the exhaustive way.
     """
@@ -60,6 +67,7 @@ class Judged:
     found: Found
     hits: int
     missed: tuple[str, ...]
+    reached: Estimate
     planted: int
     cost: float
 
@@ -81,21 +89,28 @@ class Judged:
         return self.found.share["low"] <= share <= self.found.share["high"]
 
 
-def recorded(study: Path, guidance: float) -> dict[str, str]:
-    """Return the state of every prompt of a study by its text."""
-    held = open_run(study)
-    texts = {row["prompt_id"]: row["prompt"] for row in held.table("prompts").to_pylist()}
-    rows = [row for row in held.table("severity").to_pylist() if row["guidance"] == guidance]
-    return {texts[name]: found.state for name, found in judge(rows, "l2").items()}
+def recorded(studies: Sequence[Path], guidance: float) -> dict[str, str]:
+    """Return the state of every prompt of some studies by its text, their samples together."""
+    texts: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    for held in map(open_run, studies):
+        texts |= {row["prompt_id"]: row["prompt"] for row in held.table("prompts").to_pylist()}
+        # The set has no masks, so that a template is given back as a whole or not at all.
+        rows += [
+            row
+            for row in held.table("severity").to_pylist()
+            if row["guidance"] == guidance and row["measure"] == MEASURE
+        ]
+    return {texts[name]: found.state for name, found in judge(pooled(rows), MEASURE).items()}
 
 
-def judged(asked: Audit, data: Path, study: Path | None = None) -> Judged:
+def judged(asked: Audit, data: Path, studies: Sequence[Path] = ()) -> Judged:
     """Audit a data set of the lab, and see what the planted captions that were dropped give back.
 
     Args:
         asked: The audit.
         data: The data set.
-        study: A study of the planted prompts; the dropped ones are sampled where not given.
+        studies: Studies of the planted prompts; the dropped ones are sampled where none is given.
     """
     model = load_model(asked.model)
     lines = [json.loads(line) for line in (data / METADATA).read_text("utf-8").splitlines()]
@@ -110,12 +125,13 @@ def judged(asked: Audit, data: Path, study: Path | None = None) -> Judged:
     drawn = tuple(row["prompt"] for row in back if row["chosen"] not in SUSPICIOUS)
     dropped = [line for text, line in planted.items() if text not in sampled]
     missed: tuple[str, ...] = ()
-    if dropped and study is not None:
-        states = recorded(study, asked.guidance)
+    states = recorded(studies, asked.guidance)
+    known = {text for text in planted if states.get(text) in GIVEN_BACK}
+    looked = {row["prompt"] for row in found.captions if row["chosen"] in SUSPICIOUS}
+    reached = exact(len(known & looked), len(known))
+    if dropped and studies:
         missed = tuple(
-            line["file_name"].removesuffix(".png")
-            for line in dropped
-            if states[line["text"]] in GIVEN_BACK
+            line["file_name"].removesuffix(".png") for line in dropped if line["text"] in known
         )
     elif dropped:
         (data / DROPPED).write_text("".join(json.dumps(line) + "\n" for line in dropped))
@@ -132,7 +148,7 @@ def judged(asked: Audit, data: Path, study: Path | None = None) -> Judged:
         )
     bank = Bank(model, recipe_of(asked, model), EXHAUSTIVE, 1)
     cost = found.calls / (found.listed * price_in(bank, (Pictures(),)).calls)
-    return Judged(found, hits, (*drawn, *missed), len(planted), cost)
+    return Judged(found, hits, (*drawn, *missed), reached, len(planted), cost)
 
 
 def show(of: Judged) -> None:
@@ -142,7 +158,8 @@ def show(of: Judged) -> None:
         print(f"  {row['stage']:10} {row['items']:8} {row['kept']:8} {row['network_calls']:14,}")
     print(of.found.title)
     print(*of.found.sentences, sep="\n")
-    for name, value in (("recall", of.recall), ("precision", of.precision)):
+    told = (("recall", of.recall), ("reached", of.reached), ("precision", of.precision))
+    for name, value in told:
         print(
             f"{name:10} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], {value.n} captions"
         )
@@ -157,7 +174,7 @@ def main(
     table: Path,
     data: Path,
     out: Path,
-    study: Path | None,
+    studies: Sequence[Path],
     further: int,
     seeds: int,
     steps: int,
@@ -165,8 +182,10 @@ def main(
     """Judge an audit of a lab model."""
     start = time.process_time()
     write_dataset(data, further, table)
-    asked = Audit(model=model, dataset=data, out=out, seeds=seeds, steps=steps, similarity=("l2",))
-    show(judged(asked, data, study))
+    asked = Audit(
+        model=model, dataset=data, out=out, seeds=seeds, steps=steps, similarity=(MEASURE,)
+    )
+    show(judged(asked, data, studies))
     print(f"{'CPU':10} {(time.process_time() - start) / 60:.1f} min")
 
 
@@ -176,7 +195,9 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=Path, default=TABLE, help="what was planted")
     parser.add_argument("--data", type=Path, help="folder of the data set; beside --out if left")
     parser.add_argument("--out", type=Path, default=Path("runs/audit-lab"))
-    parser.add_argument("--study", type=Path, help="study of the planted prompts, if there is one")
+    parser.add_argument(
+        "--study", type=Path, nargs="+", default=(), help="studies of the planted prompts, if any"
+    )
     parser.add_argument("--further", type=int, default=3000, help="captions that were seen once")
     parser.add_argument("--seeds", type=int, default=4, help="samples a caption in full")
     parser.add_argument("--steps", type=int, default=50)
