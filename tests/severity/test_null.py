@@ -15,6 +15,8 @@ from mnemoscope.severity.null import (
     Null,
     fit_nulls,
     generated_null,
+    generated_pairs,
+    kindred,
     measured_nulls,
     unrelated,
 )
@@ -165,6 +167,40 @@ def test_of_many_images_some_are_compared_with_all(noise, monkeypatch):
     np.fill_diagonal(values, -1)
     chosen = np.linspace(0, 49, 10).round().astype(int)
     assert nearest.max == values[chosen].max()
+
+
+def test_an_image_like_a_prompts_own_says_nothing_of_chance(noise):
+    kin = [Kin(r.reference_id, frozenset({f"p{i}"})) for i, r in enumerate(noise)]
+    # The last two are of no prompt; one of them shows what the first does.
+    twin = replace(noise[-1], pixels=(noise[0].pixels + 0.02).clamp(0, 1))
+    references = [*noise[:-1], twin]
+    kin[-2:] = [Kin("x"), Kin("y")]
+    index = get_similarity("l2").index(references)
+    trained = measured_nulls(index, references, kin, (8, 8), measure="l2")[0]
+    # A copy of the own image is as near to its twin, which is beyond any two others.
+    trained = replace(trained, threshold=trained.q95)
+    own = {"p0": [noise[0].pixels], "p1": [noise[1].pixels], "elsewhere": []}
+    related = kindred(index, own, kin, (), trained)
+    near = index.compare(torch.stack([noise[0].pixels, noise[1].pixels])).numpy()
+    assert related["p0"].tolist() == (near[0] > trained.threshold).tolist()
+    assert related["p0"][[0, -1]].all()
+    assert not related["p1"][[0, -1]].any()
+    assert not related["elsewhere"].any()
+    samples = torch.stack([noise[0].pixels, noise[1].pixels])
+    pairs = generated_pairs(
+        index, ["p0", "p1"], lambda rows: samples[rows.start : rows.stop], (8, 8), related
+    )
+    assert np.array_equal(np.isnan(pairs), [related["p0"], related["p1"]])
+    assert np.nanmax(pairs) < near[0, -1]
+
+
+def test_templates_have_to_do_with_one_another(noise):
+    kin = [Kin(r.reference_id, template=i < 3) for i, r in enumerate(noise)]
+    index = get_similarity("l2").index(noise)
+    trained = measured_nulls(index, noise, kin, (8, 8), measure="l2")[0]
+    related = kindred(index, {"t": [], "v": []}, kin, {"t"}, trained)
+    assert related["t"].nonzero()[0].tolist() == [0, 1, 2]
+    assert not related["v"].any()
 
 
 def unrelated_values(seed=0, samples=100, images=50):

@@ -33,7 +33,7 @@ Source: Webster 2023 (grades); the threshold on pairs: ours.
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mnemoscope.data.images import Pixels, decode, decode_masked
+from mnemoscope.data.images import Pixels, decode, decode_masked, fit
 from mnemoscope.errors import ModelError
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.severity.null import (
@@ -56,6 +56,7 @@ from mnemoscope.severity.null import (
     fit_nulls,
     generated_null,
     generated_pairs,
+    kindred,
     measured_nulls,
 )
 from mnemoscope.similarity import Reference, Similarity, get_similarity
@@ -351,9 +352,10 @@ def assess(
     shown, templates = _first_picture(run), _templates(run)
     size = (0, 0) if shown is None else (shown.shape[1], shown.shape[2])
     kin = _kin(run, templates)
+    made = _generated(run, size)
+    own = _Own(_Stored(run, size, range(len(kin))), size, kin, made.values())
     places = [at for at, one in enumerate(kin) if among is None or one.reference_id in among]
     pictures, kin = _Stored(run, size, places), [kin[at] for at in places]
-    made = _generated(run, size)
     nulls: list[Null] = []
     for measure in _measures(run):
         nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
@@ -371,8 +373,9 @@ def assess(
             measure=measure, nearest=(nearest or {}).get(measure), rate=rate,
         )  # fmt: skip
         nulls += fitted
+        related = kindred(index, own, kin, templates, fitted[0])
         for recipe, some in made.items():
-            pairs = generated_pairs(index, some.prompt_ids, some.pixels, size, kin, templates)
+            pairs = generated_pairs(index, some.prompt_ids, some.pixels, size, related)
             nulls.append(generated_null(pairs, fitted[0], recipe, rate=rate))
     compared = run.units("similarities")
     graded = [TABLES["severity"].schema.empty_table()]
@@ -473,6 +476,39 @@ class _Made:
     def pixels(self, rows: range) -> Float[Tensor, "sample 3 height width"]:
         """Return some of the pictures."""
         return torch.stack([self.take(*self.places[at]) for at in rows])
+
+
+class _Own(Mapping[str, list[Pixels]]):
+    """The training images of the prompts that samples are of, cropped and resized like these.
+
+    Args:
+        stored: All training images.
+        size: Height and width of a sample.
+        kin: What is known of each.
+        made: The samples.
+    """
+
+    def __init__(
+        self,
+        stored: _Stored,
+        size: tuple[int, int],
+        kin: Sequence[Kin],
+        made: Iterable[_Made],
+    ) -> None:
+        self.stored, self.size = stored, size
+        self.places: dict[str, list[int]] = {p: [] for some in made for p in some.prompt_ids}
+        for at, one in enumerate(kin):
+            for prompt in one.prompt_ids & self.places.keys():
+                self.places[prompt].append(at)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __getitem__(self, prompt: str) -> list[Pixels]:
+        return [fit(self.stored[at].pixels, self.size) for at in self.places[prompt]]
 
 
 def _generated(run: Parted, size: tuple[int, int]) -> dict[str, _Made]:

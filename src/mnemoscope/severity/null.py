@@ -16,17 +16,19 @@ same is asked of generated pictures and images unrelated to their prompt, recipe
     threshold   the upper 95 % limit of the (1 - rate) quantile, images being drawn anew
 
 The pairs of one image are not independent, hence the images are what is drawn. A pair beyond the
-closest two training images is taken for a copy, of which a null must know nothing, and left out.
+closest two training images is taken for a copy, of which a null must know nothing, and left out. So
+is one with an image that is nearer to the prompt's own than the threshold of images: a sample that
+shows its own image is as near to that one, and says nothing of chance.
 
 Contents: `Null`; `Kin` and `unrelated`; `fit_nulls`; `measured_nulls`, which compares training
-images; `generated_pairs` and `generated_null`, of what a recipe made.
+images; `kindred`, `generated_pairs` and `generated_null`, of what a recipe made.
 
 Source: Vovk et al. 2005 (the order statistic); Efron 1979 (the limit); the rest: ours.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -277,13 +279,43 @@ def measured_nulls(
     return fit_nulls(measure, values, apart, nearest=known, rate=rate)
 
 
+def kindred(
+    index: Index,
+    own: Mapping[str, Sequence[Float[Tensor, "3 height width"]]],
+    kin: Sequence[Kin],
+    templates: Collection[str],
+    trained: Null,
+) -> dict[str, Bool[np.ndarray, " reference"]]:
+    """Tell which training images may have to do with each prompt.
+
+    Args:
+        index: The training images, ready to be compared with.
+        own: The prompts, and the images of each, of a sample's size; taken a prompt at a time.
+        kin: What is known of each training image.
+        templates: Prompts whose image shows a template.
+        trained: The null of pairs of training images, by the same measure.
+
+    Returns:
+        True for a prompt's own images, for what is nearer to these than the threshold, and for any
+        template where it has one.
+    """
+    template = np.array([one.template for one in kin], dtype=bool)
+    found: dict[str, Bool[np.ndarray, " reference"]] = {}
+    for prompt, images in own.items():
+        related = np.array([prompt in one.prompt_ids for one in kin], dtype=bool)
+        if len(images):
+            near = index.compare(torch.stack(list(images))).numpy() > trained.threshold
+            related |= near.any(axis=0)
+        found[prompt] = related | (template & (prompt in templates))
+    return found
+
+
 def generated_pairs(
     index: Index,
     prompt_ids: Sequence[str],
     pixels: Callable[[range], Pictures],
     size: tuple[int, int],
-    kin: Sequence[Kin],
-    templates: Collection[str],
+    related: Mapping[str, Bool[np.ndarray, " reference"]],
 ) -> Float[np.ndarray, "sample reference"]:
     """Compare generated pictures with training images that have nothing to do with their prompt.
 
@@ -292,22 +324,19 @@ def generated_pairs(
         prompt_ids: Prompt of each picture.
         pixels: Gives some of the pictures.
         size: Their height and width.
-        kin: What is known of each training image.
-        templates: Prompts whose image shows a template.
+        related: Which training images may have to do with each prompt.
 
     Returns:
         Similarities; NaN where a pair is related, or cannot be compared.
     """
-    values = np.full((len(prompt_ids), len(kin)), np.nan)
-    template = np.array([one.template for one in kin], dtype=bool)
+    parts: list[Float[np.ndarray, "some reference"]] = []
     block = _block(size)
     for start in range(0, len(prompt_ids), block):
         rows = range(start, min(start + block, len(prompt_ids)))
-        values[rows.start : rows.stop] = index.compare(pixels(rows)).numpy()
-    for row, prompt in enumerate(prompt_ids):
-        related = np.array([prompt in one.prompt_ids for one in kin], dtype=bool)
-        values[row, related | (template & (prompt in templates))] = np.nan
-    return np.where(np.isfinite(values), values, np.nan)
+        values = index.compare(pixels(rows)).numpy()
+        away = ~np.stack([related[prompt_ids[row]] for row in rows])
+        parts.append(np.where(away & np.isfinite(values), values, np.nan))
+    return np.concatenate(parts)
 
 
 def generated_null(
