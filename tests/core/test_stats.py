@@ -172,3 +172,12 @@ def test_matched_auc_is_the_weighted_auc_of_each_length() -> None:
     matched = stats.matched_auc(scores, positive, lengths)
     assert matched.value == pytest.approx(np.average(parts, weights=pairs), abs=1e-12)
     assert matched.n == sum(pairs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_medians_are_numpys(n):
+    x = np.random.default_rng(n).normal(size=(7, 3, n))
+    x[2, 1, 0] = np.nan
+    x[3, 0, -1] = np.inf
+    assert np.array_equal(stats.median(x), np.median(x, axis=-1), equal_nan=True)
+    assert np.isnan(stats.median(np.empty((4, 0)))).all()

@@ -17,6 +17,7 @@ resamples. Pairs with a value that is not finite are left out before anything is
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf, isfinite, nan, sqrt
 from statistics import NormalDist
 from typing import Any
@@ -252,8 +253,7 @@ def interval(
     if units < minimum:
         reason = f"{units} {whose}; an interval needs {minimum}"
         return Estimate(value, nan, nan, units, method, reason)
-    picks = np.random.default_rng(seed).integers(units, size=(draws, units))
-    sample = np.asarray(resampled(picks), dtype=np.float64)
+    sample = np.asarray(resampled(_picks(units, draws, seed)), dtype=np.float64)
     sample = sample[np.isfinite(sample)]
     # Resamples without a value are dropped; when most are, so is the interval.
     if len(sample) < draws / 2:
@@ -262,12 +262,26 @@ def interval(
     return Estimate(value, float(low), float(high), units, method)
 
 
-def median(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
-    """Return the median along the last axis.
+@lru_cache(4)
+def _picks(units: int, draws: int, seed: int) -> Int[np.ndarray, "draw unit"]:
+    """Return the units that each resample draws; statistics of the same units share them."""
+    picks = np.random.default_rng(seed).integers(units, size=(draws, units))
+    picks.flags.writeable = False
+    return picks
 
-    Source: numpy.
+
+def median(x: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
+    """Return the median along the last axis; NaN where any value is, or none is there.
+
+    Source: ours; of thousands of short rows, as resamples are, several times as fast as numpy's.
     """
-    return np.asarray(np.median(x, axis=-1))
+    n = x.shape[-1]
+    if not n:
+        return np.full(x.shape[:-1], np.nan)
+    rising = np.sort(x, axis=-1)
+    middle = (rising[..., (n - 1) // 2] + rising[..., n // 2]) / 2
+    # Sorting puts NaN last.
+    return np.where(np.isnan(rising[..., -1]), np.nan, middle)
 
 
 def mean_gap(
