@@ -180,7 +180,7 @@ def test_an_image_like_a_prompts_own_says_nothing_of_chance(noise):
     # A copy of the own image is as near to its twin, which is beyond any two others.
     trained = replace(trained, threshold=trained.q95)
     own = {"p0": [noise[0].pixels], "p1": [noise[1].pixels], "elsewhere": []}
-    related = kindred(index, own, kin, (), trained)
+    related = kindred(index, own, kin, (), (8, 8), trained)
     near = index.compare(torch.stack([noise[0].pixels, noise[1].pixels])).numpy()
     assert related["p0"].tolist() == (near[0] > trained.threshold).tolist()
     assert related["p0"][[0, -1]].all()
@@ -198,7 +198,7 @@ def test_templates_have_to_do_with_one_another(noise):
     kin = [Kin(r.reference_id, template=i < 3) for i, r in enumerate(noise)]
     index = get_similarity("l2").index(noise)
     trained = measured_nulls(index, noise, kin, (8, 8), measure="l2")[0]
-    related = kindred(index, {"t": [], "v": []}, kin, {"t"}, trained)
+    related = kindred(index, {"t": [], "v": []}, kin, {"t"}, (8, 8), trained)
     assert related["t"].nonzero()[0].tolist() == [0, 1, 2]
     assert not related["v"].any()
 

@@ -373,7 +373,7 @@ def assess(
             measure=measure, nearest=(nearest or {}).get(measure), rate=rate,
         )  # fmt: skip
         nulls += fitted
-        related = kindred(index, own, kin, templates, fitted[0])
+        related = kindred(index, own, kin, templates, size, fitted[0])
         for recipe, some in made.items():
             pairs = generated_pairs(index, some.prompt_ids, some.pixels, size, related)
             nulls.append(generated_null(pairs, fitted[0], recipe, rate=rate))

@@ -30,6 +30,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -284,15 +285,17 @@ def kindred(
     own: Mapping[str, Sequence[Float[Tensor, "3 height width"]]],
     kin: Sequence[Kin],
     templates: Collection[str],
+    size: tuple[int, int],
     trained: Null,
 ) -> dict[str, Bool[np.ndarray, " reference"]]:
     """Tell which training images may have to do with each prompt.
 
     Args:
         index: The training images, ready to be compared with.
-        own: The prompts, and the images of each, of a sample's size; taken a prompt at a time.
+        own: The prompts, and the images of each, of a sample's size; taken some at a time.
         kin: What is known of each training image.
         templates: Prompts whose image shows a template.
+        size: Height and width of a sample.
         trained: The null of pairs of training images, by the same measure.
 
     Returns:
@@ -300,13 +303,17 @@ def kindred(
         template where it has one.
     """
     template = np.array([one.template for one in kin], dtype=bool)
-    found: dict[str, Bool[np.ndarray, " reference"]] = {}
-    for prompt, images in own.items():
-        related = np.array([prompt in one.prompt_ids for one in kin], dtype=bool)
-        if len(images):
-            near = index.compare(torch.stack(list(images))).numpy() > trained.threshold
-            related |= near.any(axis=0)
-        found[prompt] = related | (template & (prompt in templates))
+    found = {
+        prompt: np.array([prompt in one.prompt_ids for one in kin], dtype=bool)
+        | (template & (prompt in templates))
+        for prompt in own
+    }
+    held = ((prompt, image) for prompt, images in own.items() for image in images)
+    # Taken together: an index reads all of its images for every comparison.
+    while some := list(islice(held, _block(size))):
+        near = index.compare(torch.stack([image for _, image in some])).numpy()
+        for (prompt, _), row in zip(some, near > trained.threshold, strict=True):
+            found[prompt] |= row
     return found
 
 
