@@ -353,9 +353,11 @@ def assess(
     size = (0, 0) if shown is None else (shown.shape[1], shown.shape[2])
     kin = _kin(run, templates)
     made = _generated(run, size)
-    own = _Own(_Stored(run, size, range(len(kin))), size, kin, made.values())
+    whole = _Stored(run, size, range(len(kin)))
+    own = _Own(whole, size, kin, made.values())
     places = [at for at, one in enumerate(kin) if among is None or one.reference_id in among]
-    pictures, kin = _Stored(run, size, places), [kin[at] for at in places]
+    pictures = whole if among is None else _Stored(run, size, places)
+    kin = [kin[at] for at in places]
     nulls: list[Null] = []
     for measure in _measures(run):
         nothing = fit_nulls(measure, np.empty((0, 0)), np.empty((0, 0), bool), rate=rate)
