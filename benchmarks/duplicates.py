@@ -4,7 +4,9 @@ Pictures are copied in one way each, and every copy is looked for among all pict
 ones of the lab and its scenes, or those of a folder of yours. What is found between two pictures
 that are no copies is invented.
 
-    python -m benchmarks.duplicates [FOLDER] [--scenes N]
+    python -m benchmarks.duplicates [FOLDER] [--scenes N] [--embedding NAME [--sscd FILE]]
+
+Prints know nothing of crops and turned hues; with an embedding, its descriptors are asked as well.
 
 Contents: `main`.
 """
@@ -13,7 +15,10 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +29,20 @@ from tqdm import tqdm
 from benchmarks.table import Row, show
 from mnemoscope.data.images import load_image
 from mnemoscope.data.sets import read_set
+from mnemoscope.flows.items import embedding_of
 from mnemoscope.lab.planted import load_planted
 from mnemoscope.lab.scenes import Scenes
 from mnemoscope.ranking.markdown import table
-from mnemoscope.ranking.suspects import Prints, alike, recoloured
+from mnemoscope.ranking.suspects import (
+    Descriptors,
+    Neighbours,
+    Prints,
+    alike,
+    edited,
+    recoloured,
+)
 from mnemoscope.severity.nearest import BYTES, SIDE, fingerprint
+from mnemoscope.similarity import Describing
 
 SIZE = 64, 64
 COPIED = 200
@@ -121,72 +135,126 @@ def pictured(of: torch.Tensor) -> Image.Image:
     return Image.fromarray((of * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def prints_of(images: Sequence[Image.Image]) -> Prints:
-    """Return the prints of pictures."""
-    made = b"".join(fingerprint(pixels(image), SIZE) for image in images)
-    return np.frombuffer(made, dtype=np.uint8).reshape(-1, BYTES)
+@dataclass(frozen=True)
+class Pictures:
+    """What is compared of some pictures.
+
+    Attributes:
+        prints: Their prints.
+        descriptors: Their descriptors; None without an embedding.
+    """
+
+    prints: Prints
+    descriptors: Descriptors | None
+
+    def __add__(self, other: "Pictures") -> "Pictures":
+        """Join two lots."""
+        told = (self.descriptors, other.descriptors)
+        known = [one for one in told if one is not None]
+        return Pictures(
+            np.concatenate([self.prints, other.prints]), np.concatenate(known) if known else None
+        )
+
+    def twins(self) -> dict[str, Neighbours]:
+        """Search among them in every way."""
+        found = {"alike": alike(self.prints), "recoloured": recoloured(self.prints)}
+        told = self.descriptors
+        return found if told is None else found | {"edited": edited(told, seed=0)}
 
 
-def pictures(folder: Path | None, scenes: int) -> tuple[list[Image.Image], Prints]:
-    """Return the pictures that are copied, and the prints of all, those first."""
+def looked(images: Iterator[Image.Image], embedding: Describing | None) -> Pictures:
+    """Return what is compared of pictures, which are read as they are taken."""
+    made = list[bytes]()
+
+    def seen() -> Iterator[torch.Tensor]:
+        for image in images:
+            made.append(fingerprint(pixels(image), SIZE))
+            yield pixels(image)
+
+    told = None if embedding is None else embedding.embed(seen()).half().numpy()
+    if embedding is None:
+        deque(seen(), maxlen=0)
+    return Pictures(np.frombuffer(b"".join(made), dtype=np.uint8).reshape(-1, BYTES), told)
+
+
+def pictures(
+    folder: Path | None, scenes: int, embedding: Describing | None
+) -> tuple[list[Image.Image], Pictures]:
+    """Return the pictures that are copied, and what is compared of all, those first."""
     if folder is not None:
         sources = [item.image for item in read_set(folder) if item.image is not None]
         every = [pictured(load_image(source).pixels) for source in sources]
-        return every[:COPIED], prints_of(every)
+        return every[:COPIED], looked(iter(every), embedding)
     # Those of a template differ by their colours indeed.
     planted = [pictured(one.image()) for one in load_planted() if one.family == "verbatim"]
-    drawn, made = Scenes(78_000_000, pairs=0.75), [prints_of(planted)]
-    quiet = not sys.stderr.isatty()
-    for start in tqdm(range(0, scenes, 500), unit="scenes", disable=quiet):
-        some = drawn.batch(min(500, scenes - start))[0]
-        made.append(prints_of([pictured(one) for one in some]))
-    return planted[:COPIED], np.concatenate(made)
+    planted, drawn = planted[:COPIED], Scenes(78_000_000, pairs=0.75)
+
+    def others() -> Iterator[Image.Image]:
+        quiet = not sys.stderr.isatty()
+        for start in tqdm(range(0, scenes, 500), unit="scenes", disable=quiet):
+            yield from map(pictured, drawn.batch(min(500, scenes - start))[0])
+
+    return planted, looked(chain(planted, others()), embedding)
 
 
-def shares(images: Sequence[Image.Image], every: Prints) -> dict[str, tuple[float, float]]:
-    """Return the share of copies whose original is found, as alike and as recoloured, by kind."""
-    found: dict[str, tuple[float, float]] = {}
+def shares(
+    images: Sequence[Image.Image], every: Pictures, embedding: Describing | None
+) -> dict[str, list[float]]:
+    """Return the share of copies whose original is found, by kind: by one way, by two, by all."""
+    found: dict[str, list[float]] = {}
     for name, change in KINDS.items():
-        both = np.concatenate([every, prints_of([change(image) for image in images])])
+        both = every + looked(map(change, images), embedding)
         own = np.arange(len(images))
-        twins = [search(both)[1][len(every) :] == own for search in (alike, recoloured)]
-        found[name] = float(twins[0].mean()), float((twins[0] | twins[1]).mean())
+        right = [nearest[len(every.prints) :] == own for _, nearest in both.twins().values()]
+        found[name] = [float(some.mean()) for some in np.logical_or.accumulate(right)]
     return found
 
 
-def seconds(search: Callable[[Prints], object], prints: Prints) -> float:
+def seconds(search: Callable[[], object]) -> float:
     """Return the CPU seconds of a search."""
     start = time.process_time()
-    search(prints)
+    search()
     return time.process_time() - start
 
 
-def main(folder: Path | None, scenes: int) -> bool:
+def main(folder: Path | None, scenes: int, embedding: Describing | None) -> bool:
     """Measure, print, and return whether every limit is kept."""
-    images, every = pictures(folder, scenes)
-    found = shares(images, every)
+    start = time.process_time()
+    images, every = pictures(folder, scenes, embedding)
+    read = time.process_time() - start
+    found = shares(images, every, embedding)
+    ways = every.twins()
     print(table(
-        ["copy", "alike", "alike or recoloured"],
-        [[name, *(f"{share:.2f}" for share in both)] for name, both in found.items()],
+        ["copy", *(" or ".join([*ways][: k + 1]) for k in range(len(ways)))],
+        [[name, *(f"{share:.2f}" for share in all_of)] for name, all_of in found.items()],
     ))  # fmt: skip
     rng = np.random.default_rng(0)
     one = rng.normal(128, 40, BYTES) + rng.normal(0, 2, (CROWD, BYTES))
     crowd = one.round().clip(0, 255).astype(np.uint8)
+    prints, told = every.prints, every.descriptors
     rows = [
-        Row(name, f"{both[1]:.2f}", f"{both[0]:.2f}", both[1], None if name in MISSED else FOUND,
-            at_most=False)
-        for name, both in found.items()
+        Row(name, f"{all_of[-1]:.2f}", f"{all_of[0]:.2f}", all_of[-1],
+            None if name in MISSED and told is None else FOUND, at_most=False)
+        for name, all_of in found.items()
     ]  # fmt: skip
-    for search in (alike, recoloured):
-        name, twins = search.__name__, int((search(every)[0] > 0).sum())
-        took, many = seconds(search, every), seconds(search, crowd)
-        rows += [
-            Row(f"{name}: a twin that is none", f"{twins}", f"{len(every)}", twins / len(every),
-                INVENTED),
-            Row(f"{name}: CPU of all", f"{took:.1f} s", "", took, None),
-            Row(f"{name}: CPU of {CROWD} nearly equal", f"{many:.1f} s", "", many, None),
-        ]  # fmt: skip
-    note = f"{len(images)} pictures copied, {len(every)} in all, prints of {SIDE} x {SIDE} blocks"
+    rows += [
+        Row(f"{name}: a twin that is none", f"{(counts > 0).sum()}", f"{len(prints)}",
+            (counts > 0).mean(), INVENTED)
+        for name, (counts, _) in ways.items()
+    ]  # fmt: skip
+    timed: dict[str, Callable[[], object]] = {
+        "alike": lambda: alike(prints),
+        "recoloured": lambda: recoloured(prints),
+        f"alike, {CROWD} nearly equal": lambda: alike(crowd),
+        f"recoloured, {CROWD} nearly equal": lambda: recoloured(crowd),
+    }
+    if told is not None:
+        timed["edited"] = lambda: edited(told, seed=0)
+    for name, search in timed.items():
+        took = seconds(search)
+        rows.append(Row(f"{name}: CPU", f"{took:.1f} s", "", took, None))
+    rows.append(Row("pictures read: CPU", f"{read:.1f} s", "", read, None))
+    note = f"{len(images)} pictures copied, {len(prints)} in all, prints of {SIDE} x {SIDE} blocks"
     return show("Duplicates before any call", rows, note)
 
 
@@ -194,5 +262,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path, help="a data set in place of the lab's")
     parser.add_argument("--scenes", type=int, default=20_000, help="scenes beside planted pictures")
+    parser.add_argument("--embedding", help="a measure with descriptors, as sscd:official_320")
+    parser.add_argument("--sscd", type=Path, help="file of SSCD's network")
     given = parser.parse_args()
-    sys.exit(not main(given.folder, given.scenes))
+    named = None if given.embedding is None else embedding_of(given.embedding, given.sscd)
+    sys.exit(not main(given.folder, given.scenes, named))

@@ -195,6 +195,54 @@ def test_what_stands_out_before_any_call_is_told_and_sampled(tmp_path):
     assert "all but the same as item 60" in page
 
 
+class Patches(torch.nn.Module):
+    """Counts patches by their colour, one of 64, wherever they stand."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        pixels = images * std[None, :, None, None] + mean[None, :, None, None]
+        place = (pixels * 4).clamp(0, 3.99).long()
+        code = place[:, 0] * 16 + place[:, 1] * 4 + place[:, 2]
+        return torch.nn.functional.one_hot(code.flatten(1), 64).float().mean(1).sqrt() - 0.06
+
+
+# The published network is TorchScript, which torch calls deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_an_embedding_finds_what_prints_do_not(tmp_path):
+    model = world(tmp_path / "set", n=60)
+    folder, network = tmp_path / "set", tmp_path / "patches.pt"
+    torch.jit.script(Patches()).save(network)
+    Image.fromarray(picture(42)[2:, 2:]).save(folder / "cropped.png")
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "cropped.png", "text": "a part"}')
+        file.write('\n{"file_name": "gone.png", "text": "nothing"}\n')
+    plain = found_of(audit(asked(folder, tmp_path / "plain"), model=model))
+    assert not [row for row in plain.suspects if "edited" in row["reasons"]]
+    wanted = asked(
+        folder, tmp_path / "run", embedding="sscd:official_320", sscd=network, finalists=0.5
+    )
+    whole = audit(wanted, model=model)
+    found = found_of(whole)
+    rows = {row["item"]: row for row in found.suspects if "edited" in row["reasons"]}
+    assert {at: row["twin"] for at, row in rows.items()} == {42: 60, 60: 42}
+    assert {row["prompt"] for row in found.captions} >= {"caption 42", "a part"}
+    assert "item 60 cropped or retouched" in page_of(found, tmp_path / "page")
+    items = whole.table("items").to_pylist()
+    assert [row["descriptor"] is None for row in items] == [False] * 61 + [True]
+    again = audit(wanted, model=model)
+    assert again.table("suspects").equals(whole.table("suspects"))
+    torch.jit.script(torch.nn.Sequential(Patches(), torch.nn.Identity())).save(network)
+    with pytest.raises(RunError):
+        audit(wanted, model=model)
+
+
+def test_an_embedding_without_descriptors_is_refused(tmp_path):
+    model = world(tmp_path / "set")
+    with pytest.raises(InputError, match="'l2' given, which has no descriptors"):
+        audit(asked(tmp_path / "set", tmp_path / "run", embedding="l2"), model=model)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_price_is_said_before_anything_is_done(made):
     _, _, run, said = made
     assert said[0] == "60 items, 60 different captions"

@@ -36,20 +36,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, UInt64
-from tqdm import tqdm
+from jaxtyping import Float
 
 from mnemoscope.core.stats import Estimate
-from mnemoscope.data.images import ImageSource, load_image
 from mnemoscope.data.prompts import Prompt, PromptList, read_prompts
-from mnemoscope.data.sets import BLANK, Captions, DataSet, Item, read_set
+from mnemoscope.data.sets import Captions, DataSet, Item, read_set
 from mnemoscope.detectors import Detector
 from mnemoscope.errors import InputError, OtherRunError
 from mnemoscope.evidence import Bank, price_in
 from mnemoscope.evidence.bank import MEAN_DRAWS
 from mnemoscope.evidence.pieces.pictures import Pictures
 from mnemoscope.flows.confirming import ConfirmWorker, Images, certain, known_prompts
-from mnemoscope.flows.detect import DELAY, Notify, Scores, detect
+from mnemoscope.flows.detect import Notify, Scores, detect
+from mnemoscope.flows.items import ITEMS, Opened, embedding_of, open_items
 from mnemoscope.flows.options import (
     as_model,
     brought,
@@ -80,7 +79,7 @@ from mnemoscope.ranking.funnel import (
 )
 from mnemoscope.ranking.inference import Inference, inferred
 from mnemoscope.ranking.prevalence import Prevalence, Stratum, drawn_for, exact, prevalence
-from mnemoscope.ranking.suspects import Suspects, suspects, words_of
+from mnemoscope.ranking.suspects import TWINNED, Suspects, suspects
 from mnemoscope.reporting.audit import (
     ADDED,
     ANALYSIS,
@@ -94,21 +93,18 @@ from mnemoscope.reporting.audit import (
     TOLD,
     at_scale,
 )
-from mnemoscope.runs.execute import chunks
 from mnemoscope.runs.executors import Execution
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest, packages
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.runs.verify import runs_in
 from mnemoscope.sampling.recipe import GIVEN, Recipe
-from mnemoscope.severity.nearest import BYTES, NOTHING, Whole, fingerprint
+from mnemoscope.severity.nearest import NOTHING
 from mnemoscope.severity.truth import NOT_JUDGED, Judgement, judge, pooled, until_settled
-from mnemoscope.similarity import Similarity
+from mnemoscope.similarity import Describing, Similarity
 
 T = TypeVar("T")
 
-ITEMS = 1024
-"""Items whose rows are written together."""
 LEAST = 20
 """Fewest captions that are taken as suspicious, and that are drawn from the others."""
 OWN = 8
@@ -181,6 +177,11 @@ class Audit(Execution, Recipe, Source):
     similarity: tuple[str, ...] = option(
         ("l2", "tiled_l2"),
         "Similarity measures, comma-separated; the first says what counts as memorized.",
+    )
+    embedding: str = option(
+        "none",
+        "Measure with descriptors, such as sscd:official_320, by which copies of a picture that "
+        "were cropped or retouched stand out as well; none where only prints are compared.",
     )
     sscd: str | Path | None = option(None, "File of the SSCD network, TorchScript or ONNX.")
     fail_above: str | None = option(
@@ -285,15 +286,16 @@ def audit(
     ordinary = _ordinary(asked)
     held_out = None if asked.held_out is None else read_set(asked.held_out)
     held = loaded(asked) if model is None else as_model(model)
-    stages = _Stages(asked, held, chosen, dataset, held_out, ordinary, say, progress)
+    embedding = None if asked.embedding == "none" else embedding_of(asked.embedding, asked.sscd)
+    stages = _Stages(asked, held, chosen, dataset, held_out, ordinary, embedding, say, progress)
     stages.captions.listed()
     for line in stages.price():
         say(line)
     manifest = stages.manifest()
     with Writer.open(Path(asked.out), manifest) as writer:
         with writer.noting(manifest):
-            images, words = stages.index(writer, manifest)
-            known = stages.suspects(images, words)
+            opened = stages.open(writer, manifest)
+            images, known = opened.images, stages.suspects(opened)
             tail = stages.screen(images)
             members = stages.infer(images)
             confirmed = stages.confirm(images, known, tail)
@@ -330,6 +332,7 @@ class _Stages:
     dataset: DataSet
     held_out: DataSet | None
     ordinary: tuple[Prompt, ...]
+    embedding: Describing | None
     say: Notify
     progress: bool
 
@@ -505,6 +508,7 @@ class _Stages:
         asked, model = self.asked, self.model
         sets = [held.digest for held in (self.dataset, self.held_out) if held is not None]
         told = "\n".join([*sets, *(p.prompt_id for p in self.ordinary)])
+        network = getattr(self.embedding, "digest", "")
         bank = Bank(model, self._recipe(), 1, 1)
         alpha, sigma = bank.final
         return Manifest(
@@ -512,7 +516,9 @@ class _Stages:
             given=given(asked),
             options={k: v for k, v in resolved(asked).items() if k not in UNASKED}
             | {"scheduler": bank.recipe.scheduler},
-            methods=methods_of((*self.detectors, *choose(asked.closer))),
+            methods=methods_of(
+                (*self.detectors, *choose(asked.closer)), (network,) if network else ()
+            ),
             packages=packages(),
             model={"name": model.name, "digest": model.digest},
             prompts=hashlib.sha256(told.encode()).hexdigest(),
@@ -524,51 +530,34 @@ class _Stages:
             units={"items-*": -(-len(self.dataset) // ITEMS), "result": 1},
         )
 
-    def index(
-        self, writer: Writer, manifest: Manifest
-    ) -> tuple[Images, UInt64[np.ndarray, " item"]]:
-        """Open every picture once, and write what each item is; name the words of its caption."""
+    def open(self, writer: Writer, manifest: Manifest) -> Opened:
+        """Open every picture once, and write what each item is."""
+        opened = open_items(
+            self.dataset, self.model.image_size, self.embedding, writer, manifest, self.progress
+        )
         count = len(self.dataset)
-        words = np.zeros(count, dtype=np.uint64)
-        prints = np.zeros((count, BYTES), dtype=np.uint8)
-        names = np.zeros(count, dtype=np.uint64)
-        sources: list[ImageSource | None] = []
-        done, size = writer.finished(), self.model.image_size
-        before = Run(writer.path, manifest)
-        bar = tqdm(total=count, unit="item", disable=not self.progress, leave=False, delay=DELAY)
-        with bar:
-            for at, items in enumerate(chunks(self.dataset, ITEMS)):
-                unit = f"items-{at:06d}"
-                if unit in done:
-                    rows = before.part("items", unit).to_pylist()
-                else:
-                    rows = [_item_row(at * ITEMS + k, item, size) for k, item in enumerate(items)]
-                    writer.append(unit, {"items": TABLES["items"].of_rows(rows)})
-                for item, row in zip(items, rows, strict=True):
-                    place = len(sources)
-                    usable = row["reference_id"] is not None
-                    words[place] = words_of(item.text) if item.text else BLANK
-                    sources.append(item.image if usable else None)
-                    if usable:
-                        names[place] = int(row["reference_id"], 16)
-                        prints[place] = np.frombuffer(row["print"], dtype=np.uint8)
-                bar.update(len(items))
-        images = Images(Whole(prints, names, size), sources)
-        broken = count - int((names != NOTHING).sum())
+        broken = count - int((opened.images.names != NOTHING).sum())
         if broken:
             self.say(
                 f"{broken:,} of {count:,} items have no picture that can be used; see table items"
             )
-        if not len(images.whole):
+        if not len(opened.images.whole):
             raise InputError(
                 f"no picture of {str(self.dataset.path)!r} can be used; see table items"
             )
-        return images, words
+        return opened
 
-    def suspects(self, images: Images, words: UInt64[np.ndarray, " item"]) -> Suspects:
+    def suspects(self, opened: Opened) -> Suspects:
         """Find what stands out before the model is asked."""
-        whole, captions = images.whole, self.captions
-        found = suspects(whole, self.dataset.keys, words, captions.keys, self.asked.seed)
+        found = suspects(
+            opened.images.whole,
+            self.dataset.keys,
+            opened.words,
+            self.captions.keys,
+            self.asked.seed,
+            opened.descriptors,
+            self.model.device,
+        )
         told = ", ".join(
             f"{int(some.sum()):,} {TOLD[name]}"
             for name, some in found.reasons.items()
@@ -860,7 +849,7 @@ class _Stages:
             pictures = [None, None]
             if min(shown[name] for name in reasons) < PICTURED:
                 shown.update(reasons)
-                places = (item, twin if {"alike", "recoloured"} & {*reasons} else -1)
+                places = (item, twin if TWINNED & {*reasons} else -1)
                 pictures = [images.thumbnail(place) for place in places]
             found.append(
                 {
@@ -935,25 +924,6 @@ class _Confirmed:
 def _spent(run: Run) -> int:
     """Return the network calls of a study's samples."""
     return sum(sum(part["network_calls"].to_pylist()) for part in run.parts("samples"))
-
-
-def _item_row(at: int, item: Item, size: tuple[int, int]) -> dict[str, Any]:
-    """Open an item's picture, and say what it is."""
-    name, made, reason = None, None, item.reason
-    if item.image is not None:
-        try:
-            image = load_image(item.image)
-            name, made = image.reference_id, fingerprint(image.pixels, size)
-        except InputError as error:
-            reason = reason or str(error)
-    return {
-        "item": at,
-        "name": item.name,
-        "prompt_id": f"{item.key:016x}" if item.text else None,
-        "reference_id": name,
-        "print": made,
-        "reason": reason or None,
-    }
 
 
 def labels_of(chosen: Plan) -> dict[int, str]:

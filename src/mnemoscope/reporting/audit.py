@@ -46,6 +46,7 @@ TOLD = {
     "pictures": "have a picture that repeats",
     "alike": "have a picture that is all but the same as another",
     "recoloured": "have a picture that is another, recoloured or mirrored",
+    "edited": "have a picture that is another, cropped or retouched",
     "alone": "have a picture that lies alone",
 }
 """Why captions are suspects before any call, in the order of the narrower reason first."""

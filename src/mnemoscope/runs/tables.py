@@ -622,6 +622,12 @@ _ALL = (
                 "means of its picture over 8 x 8 blocks, RGB of 8 bits, channel by channel",
                 nullable=True,
             ),
+            Column(
+                "descriptor",
+                pa.binary(),
+                "descriptor of its picture by the embedding asked for, float16, of length 1",
+                nullable=True,
+            ),
             Column("reason", pa.string(), "why a part of it cannot be used", nullable=True),
         ),
     ),
@@ -635,14 +641,14 @@ _ALL = (
                 "reasons",
                 pa.list_(pa.string()),
                 'why: more items have the same "captions", the same words in other "wordings", the '
-                'same "pictures", ones that are all but "alike", or alike once "recoloured" or '
-                'mirrored; or its picture lies "alone"',
+                'same "pictures", ones that are all but "alike", alike once "recoloured" or '
+                'mirrored, or "edited" copies by an embedding; or its picture lies "alone"',
             ),
             Column("repeats", pa.int64(), "items that have it or its picture, or one like it", "1"),
             Column(
                 "twin",
                 pa.int64(),
-                "the first item whose picture is nearest, where one is alike or recoloured",
+                "the first item whose picture is nearest, where one is alike, recoloured or edited",
                 "1",
                 nullable=True,
             ),

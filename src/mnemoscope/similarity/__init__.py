@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from mnemoscope.registry import modules, named, pick
-from mnemoscope.similarity.base import Index, Reference, Similarity
+from mnemoscope.similarity.base import Describing, Index, Reference, Similarity
 
-__all__ = ["Index", "Reference", "Similarity", "get_similarity", "names"]
+__all__ = ["Describing", "Index", "Reference", "Similarity", "get_similarity", "names"]
 
 Factory = Callable[[Path | None], Similarity]
 

@@ -7,7 +7,8 @@ Formula::
 The name of a similarity holds its preset, because the same network after another resize or another
 normalisation is another measure.
 
-Contents: `Similarity` and its `Index`; `Reference` is the data's own.
+Contents: `Similarity` and its `Index`; `Describing`, a similarity of descriptors; `Reference` is
+the data's own.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from mnemoscope.data.references import Reference
 
-__all__ = ["Index", "Reference", "Similarity"]
+__all__ = ["Describing", "Index", "Reference", "Similarity"]
 
 
 @runtime_checkable
@@ -41,4 +42,13 @@ class Similarity(Protocol):
 
     def index(self, references: Iterable[Reference]) -> Index:
         """Make references ready, a few at a time: they may be many, and read as they are taken."""
+        ...
+
+
+@runtime_checkable
+class Describing(Similarity, Protocol):
+    """One that compares descriptors, so that every image of a set is held against every other."""
+
+    def embed(self, images: Iterable[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "image feature"]:
+        """Return descriptors of length 1, of images that are read as they are taken."""
         ...

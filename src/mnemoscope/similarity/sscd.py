@@ -12,7 +12,7 @@ Presets, all bilinear with antialiasing::
     square_288      square 288        -     ImageNet       1024        MemBench, the founding paper
     wen_224         shorter edge 256  224   mean, std 0.5  1024        Wen, Jeon, Asthana, GUARD
     nemo_mixup_320  square 320        -     ImageNet       512         NeMo
-    builtin         by the file itself, from 8-bit pixels  any         the `sscd` extra
+    builtin         square 320        -     the file's     any         the `sscd` extra, in 8 bits
 
 The presets are not interchangeable; a score without its preset means nothing. The network is a
 TorchScript or ONNX file named by an option or by the variable MNEMOSCOPE_SSCD; without either,
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -58,29 +58,30 @@ class Preset:
         size: Side of the square, or of the shorter edge, after resizing, in pixels.
         square: Whether the aspect ratio is given up.
         crop: Side of the central crop, in pixels; None for none.
-        normalisation: Mean and standard deviation of each channel.
+        normalisation: Mean and standard deviation of each channel; None where the network takes
+            pixels of 8 bits, channels last, and brings them there itself.
         features: Length of the descriptor that belongs to the preset; None for any.
     """
 
     size: int
     square: bool
     crop: int | None = None
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = IMAGENET
     features: int | None = None
 
 
-PRESETS: dict[str, Preset | None] = {
+PRESETS: dict[str, Preset] = {
     "official_320": Preset(320, square=True),
     "official_288": Preset(288, square=False),
     "square_288": Preset(288, square=True, features=1024),
     "wen_224": Preset(256, square=False, crop=224, normalisation=HALF, features=1024),
     "nemo_mixup_320": Preset(320, square=True, features=512),
-    "builtin": None,
+    "builtin": Preset(320, square=True, normalisation=None),
 }
-"""Preparation by name; None for a file that prepares pixels itself."""
+"""Preparation by name."""
 
 
-def prepare(images: Float[Tensor, "image 3 _ _"], preset: Preset) -> Float[Tensor, "image 3 _ _"]:
+def prepare(images: Float[Tensor, "image 3 _ _"], preset: Preset) -> Shaped[Tensor, "image _ _ _"]:
     """Resize, crop and normalise images as a preset says.
 
     Args:
@@ -99,6 +100,8 @@ def prepare(images: Float[Tensor, "image 3 _ _"], preset: Preset) -> Float[Tenso
     if preset.crop is not None:
         top, left = (round((side - preset.crop) / 2) for side in size)
         resized = resized[..., top : top + preset.crop, left : left + preset.crop]
+    if preset.normalisation is None:
+        return (resized.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     mean, std = (torch.tensor(part)[:, None, None] for part in preset.normalisation)
     return (resized - mean) / std
 
@@ -146,17 +149,11 @@ class Sscd:
 
     def _ready(self, image: Float[Tensor, "3 _ _"]) -> tuple[Tensor, bool]:
         """Return an image as the network takes it, and whether all its pixels are finite."""
-        preset = PRESETS[self.preset]
-        whole = bool(torch.isfinite(image).all())
         pixels = image.detach().cpu().float()[None].nan_to_num()
-        if preset is not None:
-            return prepare(pixels, preset), whole
-        eight_bit = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-        return eight_bit.permute(0, 2, 3, 1).contiguous(), whole
+        return prepare(pixels, PRESETS[self.preset]), bool(torch.isfinite(image).all())
 
     def _check(self, features: Tensor, count: int) -> None:
-        preset = PRESETS[self.preset]
-        expected = None if preset is None else preset.features
+        expected = PRESETS[self.preset].features
         if features.ndim != 2 or len(features) != count:
             raise ModelError(
                 f"the SSCD network returned shape {tuple(features.shape)} for {count} images; "
