@@ -95,6 +95,17 @@ def test_what_is_memorized_is_found_with_its_picture(made):
     assert found.title == "The model gives back 4 images of the data set, to 4 captions of 60"
 
 
+def test_the_surest_come_first_and_of_equals_the_nearest(made):
+    found = found_of(made[2])
+    nearest = {row["prompt"]: row["similarity"] for row in found.given_back}
+    assert all(0.7 < value <= 1 for value in nearest.values()), nearest
+    assert all((row["similarity"] is None) == (not row["references"]) for row in found.captions)
+    fewer = {"caption 1": {"share": 0.5, "similarity": 1.0}, "caption 2": {"similarity": 0.5}}
+    rows = tuple(row | fewer.get(row["prompt"], {}) for row in found.captions)
+    order = [row["prompt"] for row in replace(found, captions=rows).given_back]
+    assert order[-2:] == ["caption 2", "caption 1"]
+
+
 def test_the_interval_counts_what_was_dropped(made):
     found = found_of(made[2])
     assert found.share["value"] == pytest.approx(4 / 60)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 import mnemoscope
 from mnemoscope.errors import InputError, MemorizingError, RunError
@@ -149,22 +151,72 @@ def test_a_checkpoint_that_is_passed_over_is_left_alone(tmp_path, clock, known, 
     monkeypatch.setattr(training, "load_model", lambda pipe: loads.append(pipe) or slow(clock, []))
     watched = watch(tmp_path, budget=0.05)
     for step in range(1, 13):
-        trained(watched, clock, known, step, [], seconds=400.0)
+        trained(watched, clock, known, step, [], seconds=900.0)
     looked = [one for one in watched.checkpoints if one.calls]
     assert len(looked) > 1
     # Once to learn what a look costs, and once each time that there is enough for one.
     assert len(loads) == 1 + len(looked)
 
 
-def test_all_captions_have_their_turn(tmp_path, clock, known):
-    watched, seen = watch(tmp_path, budget=0.05), []
-    for step in range(1, 6):
-        found = trained(watched, clock, known, step, [], seconds=3000.0)
-        run = open_run(tmp_path / "out" / f"step-{step:06d}")
-        texts = [row["prompt"] for row in run.table("prompts").to_pylist()]
-        assert len(texts) == found.sampled < SET
-        seen += texts
-    assert len(set(seen[:SET])) == SET < len(seen)
+def sampled_at(folder, step):
+    """Return the captions that a checkpoint sampled, in their order."""
+    table = open_run(folder / f"step-{step:06d}").table("prompts")
+    return [row["prompt"] for row in table.to_pylist()]
+
+
+def test_the_nearest_are_looked_at_again_and_the_others_have_their_turn(tmp_path, clock, known):
+    watched = watch(tmp_path, budget=0.05)
+    for step in range(1, 7):
+        trained(watched, clock, known, step, [], seconds=5000.0)
+    looks = [sampled_at(tmp_path / "out", step) for step in range(1, 7)]
+    assert [len(look) for look in looks] == [one.sampled for one in watched.checkpoints]
+    assert all(12 <= len(look) < SET for look in looks)
+    names = {prompt.prompt_id: prompt.text for prompt in watched.prompts}
+    last, order = {}, [prompt.text for prompt in watched.prompts]
+    for one, look in zip(watched.checkpoints, looks, strict=True):
+        half = len(look) // 2 if last else 0
+        assert look[:half] == sorted(last, key=lambda text: -last[text])[:half]
+        # Those that were never looked at, then those that were so longest ago.
+        turn = [t for t in [*(t for t in order if t not in last), *last] if t not in look[:half]]
+        assert look[half:] == turn[: len(look) - half]
+        for name, margin in one.margins.items():
+            last.pop(names[name], None)
+            last[names[name]] = margin
+    assert len(last) == SET
+
+
+def test_what_is_given_back_is_no_longer_looked_for(tmp_path, clock, known):
+    watched = watch(tmp_path, budget=0.05)
+    trained(watched, clock, known, 1, range(SET), seconds=5000.0)
+    first = sampled_at(tmp_path / "out", 1)
+    stray = {"stray"} & {*first}
+    assert {*watched.checkpoints[0].given_back} == {*first} - stray
+    trained(watched, clock, known, 2, range(SET), seconds=5000.0)
+    assert not {*sampled_at(tmp_path / "out", 2)} & ({*first} - stray)
+
+
+def test_what_nearly_comes_back_is_not_safe(tmp_path, clock, known, monkeypatch):
+    monkeypatch.setattr(training, "NEARLY", 0.5)
+    watched = watch(tmp_path, stop=True)
+    found = trained(watched, clock, known, 200, [])
+    assert found.nearly
+    assert not found.given_back
+    assert found.safe is False
+    assert found.share == 0
+    near = len(found.nearly)
+    assert watched.advice == (
+        f"at step 200 {near} of {SET} captions sampled nearly give a training image back, and no "
+        "step before it was judged; train more gently"
+    )
+    assert watch(tmp_path).checkpoints == watched.checkpoints
+
+
+def test_of_a_first_look_that_is_not_safe_an_earlier_checkpoint_is_named(tmp_path, clock, known):
+    watched = watch(tmp_path)
+    trained(watched, clock, known, 100, [], seconds=1.0)
+    trained(watched, clock, known, 200, [1])
+    assert watched.last_safe is None
+    assert watched.advice.endswith("and no step before it was judged; audit step 100")
 
 
 def test_it_stops_a_training_where_that_is_asked_for(tmp_path, clock, known):
@@ -234,12 +286,21 @@ def test_what_means_nothing_is_refused(tmp_path, clock, changes, word):
         watch(tmp_path, **changes)
 
 
-def test_training_does_not_notice(tmp_path):
+def test_training_does_not_notice(tmp_path, monkeypatch):
     world(tmp_path / "set", n=12)
     pipe = tiny_pipeline()
-    pipe.unet.train()
     pipe.unet.requires_grad_(False)
-    weight = next(pipe.unet.parameters()).requires_grad_(True)
+    pipe.unet.add_adapter(LoraConfig(target_modules=["to_q", "conv1"], init_lora_weights=False))
+    pipe.unet.train()
+    trainable = [p for p in pipe.unet.parameters() if p.requires_grad]
+    before_it = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    places = [weight.data_ptr() for weight in pipe.unet.parameters()]
+    layers = [each for each in pipe.unet.modules() if isinstance(each, BaseTunerLayer)]
+    folded = []
+    load = training.load_model
+    monkeypatch.setattr(
+        training, "load_model", lambda pipe: folded.extend(x.merged for x in layers) or load(pipe)
+    )
     modes = {name: module.training for name, module in pipe.unet.named_modules()}
     watched = TrainingAudit(tmp_path / "set", tmp_path / "out", captions=12, budget=1.0, steps=2)
     watched._since -= 1e4
@@ -249,7 +310,15 @@ def test_training_does_not_notice(tmp_path):
     assert found.sampled == 12
     assert torch.equal(before, torch.get_rng_state())
     assert {name: module.training for name, module in pipe.unet.named_modules()} == modes
-    assert [p for p in pipe.unet.parameters() if p.requires_grad] == [weight]
+    left = [p for p in pipe.unet.parameters() if p.requires_grad]
+    assert [p.data_ptr() for p in left] == [p.data_ptr() for p in trainable]
+    assert [weight.data_ptr() for weight in pipe.unet.parameters()] == places
+    state = pipe.unet.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in before_it.items())
+    # While pictures are sampled, the adapter lies in the weights.
+    assert layers
+    assert folded == [True] * len(layers)
+    assert not any(layer.merged for layer in layers)
     assert not pipe.vae.training
 
 

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from mnemoscope.errors import InputError, ModelError, RunError
 from mnemoscope.flows.lora import Filtering, filter_lora
-from mnemoscope.models.adapter import channels_of, filtered
+from mnemoscope.models.adapter import channels_of, filtered, folded
 from mnemoscope.models.load import load_adapted, load_model
 from mnemoscope.models.source import Source
-from tests.tiny import tiny_folder
+from tests.tiny import tiny_folder, tiny_pipeline
 
 LINEAR = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
 CONV = "unet.down_blocks.0.resnets.0.conv1"
@@ -152,3 +154,44 @@ def test_a_place_that_cannot_be_written_is_told_of(folder, plain, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         filter_lora(Filtering(str(folder), str(file), out=tmp_path / "taken" / "x.safetensors"))
+
+
+@pytest.fixture
+def adapted():
+    """Return a denoiser with a random LoRA, and its adapted layers."""
+    unet = tiny_pipeline().unet.eval()
+    unet.add_adapter(LoraConfig(target_modules=["to_k", "conv2"], init_lora_weights=False))
+    return unet, [each for each in unet.modules() if isinstance(each, BaseTunerLayer)]
+
+
+def called(unet):
+    size, wide = unet.config.sample_size, unet.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, unet.config.in_channels, size, size, generator=generator)
+    with torch.no_grad():
+        return unet(x, 500, torch.randn(2, 5, wide, generator=generator)).sample
+
+
+def test_what_is_folded_says_the_same_and_is_put_back_bit_for_bit(adapted):
+    unet, layers = adapted
+    before, said = {k: v.clone() for k, v in unet.state_dict().items()}, called(unet)
+    with pytest.raises(ZeroDivisionError), folded([unet]):
+        assert all(layer.merged for layer in layers)
+        torch.testing.assert_close(called(unet), said, rtol=1e-4, atol=1e-5)
+        1 / 0  # noqa: B018
+    assert not any(layer.merged for layer in layers)
+    assert all(torch.equal(unet.state_dict()[name], weight) for name, weight in before.items())
+    assert torch.equal(called(unet), said)
+
+
+def test_what_is_folded_already_or_switched_off_is_left_alone(adapted):
+    unet, layers = adapted
+    layers[0].merge()
+    for layer in layers[1:]:
+        layer.enable_adapters(False)
+    before, said = {k: v.clone() for k, v in unet.state_dict().items()}, called(unet)
+    with folded([unet]):
+        assert [layer.merged for layer in layers] == [True] + [False] * (len(layers) - 1)
+        assert torch.equal(called(unet), said)
+    assert layers[0].merged
+    assert all(torch.equal(unet.state_dict()[name], weight) for name, weight in before.items())

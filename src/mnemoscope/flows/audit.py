@@ -783,10 +783,12 @@ class _Stages:
         captions, chosen, measure = self.captions, confirmed.chosen, self.asked.similarity[0]
         labels, prompts = labels_of(chosen), confirmed.prompts
         judged = confirmed.found
-        given_back = defaultdict[str, set[str]](set)
+        given_back = defaultdict[str, dict[str, float]](dict)
         for run in confirmed.runs:
             for prompt_id, some in _given_back(run, judged, measure).items():
-                given_back[prompt_id] |= some
+                held = given_back[prompt_id]
+                for name, value in some.items():
+                    held[name] = max(value, held.get(name, value))
         own = self.asked.lora_scale
         by_scale: dict[float, Mapping[str, Judgement]] = {own: judged} | {
             scale: judge(run.table("severity").to_pylist(), measure)
@@ -798,7 +800,8 @@ class _Stages:
         rows: list[dict[str, Any]] = []
         for prompt_id, prompt in prompts.items():
             at, found = places.get(prompt_id), judged.get(prompt_id, NOT_JUDGED)
-            names = sorted(given_back.get(prompt_id, ()))
+            copied = given_back.get(prompt_id, {})
+            names = sorted(copied)
             rows.append(
                 {
                     "prompt_id": prompt_id,
@@ -810,6 +813,7 @@ class _Stages:
                     "share": _nullable(found.share),
                     "share_elsewhere": _nullable(found.share_elsewhere),
                     "samples": found.samples,
+                    "similarity": max(copied.values(), default=None),
                     "references": names,
                     "items": [item for name in names for item in shown[name]],
                 }
@@ -934,8 +938,14 @@ def labels_of(chosen: Plan) -> dict[int, str]:
     return found
 
 
-def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict[str, set[str]]:
-    """Return the pictures that each caption gives back, by the samples of a run."""
+def _given_back(
+    run: Run, judged: Mapping[str, Judgement], measure: str
+) -> dict[str, dict[str, float]]:
+    """Return the pictures that each caption gives back, and how near a sample of a run comes.
+
+    Returns:
+        Largest similarity by picture, by prompt_id.
+    """
     copies: dict[str, tuple[set[int], set[int]]] = {
         row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
         for row in run.table("severity").to_pylist()
@@ -950,11 +960,11 @@ def _given_back(run: Run, judged: Mapping[str, Judgement], measure: str) -> dict
             if row["relation"] in ("own", "nearest"):
                 found = row["value"], row["reference_id"]
                 best[key] = max(found, best.get(key, found))
-    names: dict[str, set[str]] = defaultdict(set)
-    for (prompt, seed, relation), (_, reference) in best.items():
+    names: dict[str, dict[str, float]] = defaultdict(dict)
+    for (prompt, seed, relation), (value, reference) in best.items():
         own, elsewhere = copies[prompt]
         if seed in (own if relation == "own" else elsewhere):
-            names[prompt].add(reference)
+            names[prompt][reference] = max(value, names[prompt].get(reference, value))
     return names
 
 

@@ -41,7 +41,9 @@ class Lawful:
     labels: tuple[int, ...] = option(
         (64,), "Numbers of pictures that a network also learns with a label for each."
     )
-    evaluation: str | Path = option(EVALUATION, "What `lab evaluate --out` wrote.")
+    evaluation: str | Path | None = option(
+        None, "What `lab evaluate --out` wrote; that of the model inside where not given."
+    )
     planting: str | Path | None = option(None, "Folder of a planting with kept states.")
     dial: tuple[str, ...] = option(
         (),
@@ -95,7 +97,7 @@ def find_laws(asked: Lawful, notify: Callable[[str], None] | None = None) -> str
     for lesson in lessons:
         say(f"{lesson.name}: {lesson.pictures} pictures, {looks[-1]} steps")
         found[lesson] = learn(lesson, out / lesson.name, looks)
-    evaluation = json.loads(Path(asked.evaluation).read_text("utf-8"))
+    evaluation = json.loads(Path(asked.evaluation or EVALUATION).read_text("utf-8"))
     kept = () if asked.planting is None else kept_in(Path(asked.planting))
     laws = Laws(sizes_of(found), labelled_of(found), evaluation, kept)
     drawn = dict(laws.figures())

@@ -6,17 +6,22 @@ network call took at a checkpoint, all else included, and B the budget, a share:
     allowance   B·t - s
     captions    (allowance / p - fixed) / each      fixed: held-out loss; each: in full
     least       p·(fixed + each·FEWEST)
-    safe        no caption that was sampled gives an image back, as an audit says it
+    margin      a caption's similarity to its image, less what counts as giving it back
+    given back  as an audit says it, which one unrelated pair in a thousand may pass for
+    nearly      the same, were it one in a hundred
+    safe        no caption that was sampled gives an image back, or nearly
     last safe   the last safe checkpoint before the first that is not
 
 A checkpoint whose allowance is below the least is passed over, untouched once that is known, and
 what it leaves goes to the next, so the budget holds over the training whatever a call turns out to
 cost.
 
-A sample of the captions is drawn once, in an order. Each checkpoint samples the next of them in
-full, as many as it can pay for, so all have their turn. They are not screened: scores of the first
-call tell nothing of what an adapter has learned by heart of forty pictures shown alike. Training
-notices nothing: modes, gradients and random numbers are as they were.
+A sample of the captions is drawn once, in an order. Each checkpoint samples as many of them in full
+as it can pay for: half of these are the captions that came nearest to their images when they were
+last sampled, the others have their turn. What comes near is what is given back later, and is seen
+before; scores of the first call tell nothing of what an adapter has learned by heart of forty
+pictures shown alike. Training notices nothing: weights, modes, gradients and random numbers are as
+they were.
 
 Contents: `TrainingAudit`, `Checkpoint`.
 
@@ -54,6 +59,7 @@ from mnemoscope.flows.rows import Sat, sample_rows, similarity_rows
 from mnemoscope.flows.scores import choose, union
 from mnemoscope.flows.study import Study, StudyWorker, seconds_a_row
 from mnemoscope.flows.study import run as run_study
+from mnemoscope.models.adapter import folded
 from mnemoscope.models.base import Model
 from mnemoscope.models.load import load_model
 from mnemoscope.ranking.prevalence import Stratum, stratified
@@ -71,8 +77,10 @@ LOSS = "denoising_loss:5"
 """Detector that is the negative loss."""
 HELD_OUT = 4
 """Held-out items whose loss is looked at, at most: 5 calls each, from the same noise always."""
-FEWEST = 4
-"""Fewest captions that a checkpoint is judged by."""
+FEWEST = 12
+"""Fewest captions that a checkpoint is judged by; of fewer, what a look costs once weighs most."""
+NEARLY = 0.01
+"""Share of unrelated pairs that may pass for nearly a copy."""
 MEASURE = "l2"
 """Similarity that says what is given back."""
 
@@ -94,6 +102,9 @@ class Checkpoint:
         calls: Network calls at this checkpoint; 0 where it was passed over.
         sampled: Captions that were sampled in full.
         given_back: Those that give a training image back.
+        nearly: Those that would if one unrelated pair in a hundred might pass for a copy.
+        margins: How much nearer to its image each came than counts as giving it back, by prompt_id;
+            None where that cannot be told.
         share: Share of the captions that do; None where none was judged.
         low: Lower end of its 95 % interval.
         high: Upper end.
@@ -107,6 +118,8 @@ class Checkpoint:
     calls: int = 0
     sampled: int = 0
     given_back: tuple[str, ...] = ()
+    nearly: tuple[str, ...] = ()
+    margins: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     share: float | None = None
     low: float | None = None
     high: float | None = None
@@ -114,8 +127,11 @@ class Checkpoint:
 
     @property
     def safe(self) -> bool | None:
-        """Return whether no caption that was sampled gives an image back; None if none was."""
-        return not self.given_back if self.share is not None else None
+        """Return whether no caption that was sampled gives an image back, or nearly.
+
+        None where no caption was judged.
+        """
+        return not (self.given_back or self.nearly) if self.share is not None else None
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -238,7 +254,7 @@ class TrainingAudit:
                         f"{str(record)!r} is of another data set or other options; choose another "
                         "folder"
                     )
-                row["given_back"] = tuple(row["given_back"])
+                row |= {name: tuple(row.get(name, ())) for name in ("given_back", "nearly")}
                 found.append(Checkpoint(**row))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -284,7 +300,7 @@ class TrainingAudit:
             # What is done once alone, such as loading a judge, is in the first.
             self._pace = min(paid, self._pace) if self._paid else paid
             self._paid = True
-        if self.stop and found.safe is False:
+        if self.stop and found.given_back:
             raise MemorizingError(self.advice)
         return found
 
@@ -325,12 +341,15 @@ class TrainingAudit:
             return "no checkpoint was judged: the budget did not reach, or no sample was finished"
         if unsafe is None:
             return f"no image was given back up to step {judged[-1].step}; {_doubt(judged[-1])}"
+        back, near = len(unsafe.given_back), len(unsafe.nearly)
         after = (
-            f"at step {unsafe.step} {len(unsafe.given_back)} of {unsafe.sampled} captions sampled "
-            "give a training image back"
+            f"at step {unsafe.step} {back or near} of {unsafe.sampled} captions sampled "
+            f"{'' if back else 'nearly '}give a training image back"
         )
         if self.last_safe is None:
-            return f"{after}, and no step before it was judged safe; train more gently"
+            earlier = [one.step for one in self.checkpoints if one.step < unsafe.step]
+            advice = f"audit step {earlier[-1]}" if earlier else "train more gently"
+            return f"{after}, and no step before it was judged; {advice}"
         safe = next(one for one in judged if one.step == self.last_safe)
         return f"take step {self.last_safe}: {after}; {_doubt(safe)}"
 
@@ -353,25 +372,56 @@ class TrainingAudit:
         count = min(whole, int((allowance / self._pace - fixed) / each))
         if count < few:
             return none
-        # The next in an order that is fixed, so that all have their turn.
-        first = sum(one.sampled for one in self.checkpoints)
-        some = [self.prompts[(first + k) % whole] for k in range(count)]
+        nearest, others = self._chosen(count)
+        some = (*nearest, *others)
         done = self._sampled(model, recipe, some, step)
-        judged = judge(done.table("severity").to_pylist(), MEASURE)
-        back = {p.prompt_id: gives_back(judged.get(p.prompt_id, NOT_JUDGED).state) for p in some}
-        states = list(back.values())
-        share = stratified([Stratum(whole, count, states.count(True), states.count(None))])
-        known = states.count(None) < count
+        graded = done.table("severity").to_pylist()
+        lax = assess(done, rate=NEARLY)["severity"].to_pylist()
+        back, near = (
+            {p.prompt_id: gives_back(found.get(p.prompt_id, NOT_JUDGED).state) for p in some}
+            for found in (judge(graded, MEASURE), judge(lax, MEASURE))
+        )
+        margins = {
+            row["prompt_id"]: row["mean"] - row["threshold"]
+            for row in graded
+            if row["measure"] == MEASURE and None not in (row["mean"], row["threshold"])
+        }
+        # The nearest are known, whatever they show, and stand for none but themselves.
+        strata: list[Stratum] = []
+        for size, lot in ((len(nearest), nearest), (whole - len(nearest), others)):
+            states = [back[prompt.prompt_id] for prompt in lot]
+            strata.append(Stratum(size, len(lot), states.count(True), states.count(None)))
+        share = stratified(strata)
+        known = any(state is not None for state in back.values())
         return replace(
             none,
             calls=fixed + each * count,
             sampled=count,
             given_back=tuple(prompt.text for prompt in some if back[prompt.prompt_id]),
+            nearly=tuple(p.text for p in some if near[p.prompt_id] and not back[p.prompt_id]),
+            margins={prompt.prompt_id: margins.get(prompt.prompt_id) for prompt in some},
             share=share.value if known and isfinite(share.value) else None,
             low=share.low if known else None,
             high=share.high if known else None,
             quality=self._shown(done, some) | self._loss(model, recipe),
         )
+
+    def _chosen(self, count: int) -> tuple[list[Prompt], list[Prompt]]:
+        """Choose captions to sample: those that came nearest, and those whose turn it is."""
+        last: dict[str, float | None] = {}
+        for one in self.checkpoints:
+            for name, margin in one.margins.items():
+                # What was sampled last comes last.
+                last.pop(name, None)
+                last[name] = margin
+        # What was given back is no longer looked for.
+        watched = [name for name, margin in last.items() if margin is not None and margin <= 0]
+        watched.sort(key=lambda name: -(last[name] or 0.0))
+        nearest = watched[: count // 2]
+        turn = [*(p.prompt_id for p in self.prompts if p.prompt_id not in last), *last]
+        named = {prompt.prompt_id: prompt for prompt in self.prompts}
+        others = [name for name in turn if name not in nearest][: count - len(nearest)]
+        return [named[name] for name in nearest], [named[name] for name in others]
 
     def _sampled(self, model: Model, recipe: Recipe, prompts: Sequence[Prompt], step: int) -> Run:
         """Sample captions in full, into a folder of the step."""
@@ -480,12 +530,12 @@ def _drawn(dataset: DataSet, count: int, seed: int) -> tuple[Prompt, ...]:
 
 @contextmanager
 def _untouched(pipe: Any) -> Generator[None]:
-    """Give back to training what sampling puts aside: modes, gradients and random numbers."""
+    """Give back to training what sampling changes: weights, modes, gradients, random numbers."""
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     modes = [(module, module.training) for part in parts for module in part.modules()]
     wanted = [(weight, weight.requires_grad) for part in parts for weight in part.parameters()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), folded(parts):
             yield
     finally:
         for module, mode in modes:

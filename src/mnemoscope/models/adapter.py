@@ -12,20 +12,25 @@ A filter of strength t takes a share t of Σ s_i², over all layers, out of the 
 channels, the least anchored first, and of the last one as much as is wanted. Scaling the update by
 sqrt(1 - t) takes out as much, and asks nothing of the base: it is what a filter has to beat.
 
-Contents: `Channels`, `channels_of`, `filtered`.
+While something is sampled, an adapter may as well lie in the weights themselves, W + B·A: two
+products fewer a layer.
+
+Contents: `Channels`, `channels_of`, `filtered`; `folded`.
 
 Source: the idea of Yu et al. 2026 (arXiv 2605.10439, base-anchored filtering: keep what lies along
 the principal subspace of the pretrained weights, suppress the rest). Their code and formula were
 not at hand: alignment, ranking and strength as defined here are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 from mnemoscope.errors import InputError, ModelError
 
@@ -167,3 +172,33 @@ def filtered(channels: Sequence[Channels], strength: float) -> dict[str, Tensor]
     for one, factors in zip(channels, kept.split([len(c.values) for c in channels]), strict=True):
         held |= one.state(factors)
     return held
+
+
+@contextmanager
+def folded(parts: Iterable[nn.Module]) -> Generator[None]:
+    """Fold adapters into the weights they adapt, and put these back bit for bit afterwards.
+
+    What is folded already, switched off, or adapts weights that are no numbers (quantized ones) is
+    left alone.
+
+    Args:
+        parts: Networks, such as those of a pipeline.
+    """
+    layers: list[Any] = []
+    held: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer in (each for part in parts for each in part.modules()):
+                if not isinstance(layer, BaseTunerLayer) or layer.merged or layer.disable_adapters:
+                    continue
+                weights = [*layer.get_base_layer().parameters(recurse=False)]
+                if all(weight.is_floating_point() for weight in weights):
+                    held += [(weight, weight.data, weight.data.clone()) for weight in weights]
+                    layers.append(layer)
+                    layer.merge()
+        yield
+    finally:
+        for weight, there, before in held:
+            weight.data = there.copy_(before)
+        for layer in layers:
+            layer.merged_adapters.clear()

@@ -126,8 +126,11 @@ class Found:
     def given_back(self) -> tuple[Row, ...]:
         """Return the captions and prompts that give an image back, the surest first."""
         rows = [row for row in (*self.captions, *self.ordinary) if row["state"] in GIVEN_BACK]
-        rows.sort(key=lambda row: -max(row["share"] or 0.0, row["share_elsewhere"] or 0.0))
-        return tuple(rows)
+
+        def surest(row: Row) -> tuple[float, float]:
+            return max(row["share"] or 0.0, row["share_elsewhere"] or 0.0), row["similarity"] or 0.0
+
+        return tuple(sorted(rows, key=surest, reverse=True))
 
     @property
     def pictures(self) -> tuple[str, ...]:

@@ -711,6 +711,13 @@ _ALL = (
                 "1",
                 nullable=True,
             ),
+            Column(
+                "similarity",
+                pa.float64(),
+                "largest similarity of a sample and a picture that it gives back",
+                "1",
+                nullable=True,
+            ),
             Column("references", pa.list_(pa.string()), "pictures that its samples give back"),
             Column("items", pa.list_(pa.string()), "items that show them, by name"),
         ),
