@@ -67,8 +67,7 @@ class World:
     def covered(self, finalists: int, drawn: int, seed: int) -> tuple[bool, float]:
         """Draw anew; say whether the interval holds the truth, and how wide it is."""
         none = np.array([], dtype=np.intp)
-        ones = np.ones(len(self.tail), dtype=np.int64)
-        chosen = plan(self.tail, ones, none, finalists, 0, drawn, seed)
+        chosen = plan(self.tail, none, none, finalists, 0, drawn, seed)
         kinds = zip(
             (SUSPICIOUS[0], "nearest", "others"), (chosen.finalists, *chosen.drawn), strict=True
         )

@@ -1,11 +1,11 @@
 """What a LoRA of the lab memorizes: while it is trained, by scale, and after a filter.
 
-    python -m benchmarks.lora DIR
+    python -m benchmarks.lora DIR [--steps N] [--lr X]
 
-trains the lab's LoRA under a training audit that may take a twentieth of the time, replays it at
-larger budgets from the checkpoints, by CPU time, then samples every caption with the adapter of
-every checkpoint, with the last one at several scales, and with the last one filtered at several
-strengths. What is interrupted goes on. Of each::
+trains the lab's LoRA under a training audit that may take a twentieth of the time, replays it from
+the checkpoints, by CPU time, with captions and noise drawn anew and at larger budgets, then samples
+every caption with the adapter of every checkpoint, with the last one at several scales, and with
+the last one filtered at several strengths. What is interrupted goes on. Of each::
 
     given back    captions that give a training image back, as an audit says it
     right         samples that show what their caption names, by the lab's judge
@@ -18,6 +18,7 @@ Limits: the training audit keeps its budget, and the step that it says to take g
 Contents: `main`.
 """
 
+import argparse
 import logging
 import sys
 import time
@@ -53,8 +54,10 @@ SCALES = (0, 0.25, *(round(sqrt(1 - t), 3) for t in (0.75, 0.5, 0.25)), 1, 1.2)
 """Scales, three of which take out as much as a filter does."""
 LOSS = "denoising_loss:5"
 """What is measured on held-out pictures."""
-BUDGET, MORE = 0.05, (0.1, 0.2, 0.5)
-"""Share of the training that its audit may take; and others, at which it is replayed."""
+BUDGET = 0.05
+"""Share of the training that its audit may take."""
+REPLAYS = (*((BUDGET, seed) for seed in range(1, 6)), (0.1, 0), (0.2, 0))
+"""Shares and seeds at which it is replayed."""
 EDGE = 4
 """Rows of pixels by which the ground of a picture is told."""
 
@@ -80,22 +83,27 @@ class Told:
     loss: float
 
 
-def trained(out: Path) -> TrainingAudit:
+def trained(out: Path, steps: int, lr: float) -> TrainingAudit:
     """Train under a training audit."""
     pipe: Any = load_model(BASE).pipeline
     train_lora(out, steps=0)
-    watched = TrainingAudit(
-        out / "pictures", out / "training", held_out=out / "held-out", judge="lab",
-        budget=BUDGET, **SAMPLING,
-    )  # fmt: skip
+    watched = watching(out, out / "training", BUDGET, 0)
 
     def look(unet: Any, step: int) -> None:
         pipe.unet = unet
         found = watched.on_checkpoint(pipe, step)
         print(f"step {step}: {found.sampled} sampled, {len(found.given_back)} given back")
 
-    train_lora(out, look=look)
+    train_lora(out, steps=steps, lr=lr, look=look)
     return watched
+
+
+def watching(out: Path, folder: Path, budget: float, seed: int) -> TrainingAudit:
+    """Return an audit of the training, its captions and noise drawn by a seed."""
+    return TrainingAudit(
+        out / "pictures", folder, held_out=out / "held-out", judge="lab", budget=budget, seed=seed,
+        **SAMPLING,
+    )  # fmt: skip
 
 
 class Clock:
@@ -113,20 +121,18 @@ class Clock:
         return self.ahead + time.process_time()
 
 
-def replayed(out: Path, budget: float, pace: float) -> TrainingAudit:
+def replayed(out: Path, budget: float, seed: int, pace: float) -> TrainingAudit:
     """Audit a training anew from its checkpoints.
 
     Args:
         out: Folder of the training.
         budget: Share of it that may be taken.
+        seed: Seed of captions and noise.
         pace: Seconds that a step of training took.
     """
     clock, before = Clock(), 0
     with TemporaryDirectory() as folder, patch.object(training, "time", clock):
-        watched = TrainingAudit(
-            out / "pictures", folder, held_out=out / "held-out", judge="lab", budget=budget,
-            **SAMPLING,
-        )  # fmt: skip
+        watched = watching(out, Path(folder), budget, seed)
         for at in sorted((out / "checkpoints").iterdir()):
             began, step = time.process_time(), int(at.name.removeprefix("step-"))
             pipe: Any = load_model(BASE).pipeline
@@ -212,10 +218,15 @@ def draw(out: Path, steps: dict[int, Told], ways: dict[str, list[Told]], learned
     save({"lora-training": by_step, "lora-filter": [of_both]}, out / "lora.pdf")
 
 
-def main(out: Path) -> bool:
+def main(out: Path, length: int, lr: float) -> bool:
     """Measure, print, and return whether every limit is kept."""
     logging.getLogger("mnemoscope").setLevel(logging.WARNING)
-    watched = trained(out)
+    watched = trained(out, length, lr)
+    last_step = watched.checkpoints[-1]
+    pace = last_step.trained / last_step.step
+    again = {
+        f"{budget:.0%}, seed {seed}": replayed(out, budget, seed, pace) for budget, seed in REPLAYS
+    }
     steps: dict[int, Told] = {}
     for folder in sorted((out / "checkpoints").iterdir()):
         steps[int(folder.name.removeprefix("step-"))] = measured(out, folder.name, folder / FILE)
@@ -238,16 +249,13 @@ def main(out: Path) -> bool:
     ]  # fmt: skip
     print(table(["adapter", "given back", "right", "learned", "loss"], rows))
     draw(out, steps, {"LoRA scaled": scaled, "LoRA filtered": filters}, learned)
-    last_step = watched.checkpoints[-1]
-    pace = last_step.trained / last_step.step
-    return limits(watched, {share: replayed(out, share, pace) for share in MORE}, steps)
+    return limits(watched, again, steps)
 
 
-def limits(
-    watched: TrainingAudit, more: dict[float, TrainingAudit], steps: dict[int, Told]
-) -> bool:
+def limits(watched: TrainingAudit, again: dict[str, TrainingAudit], steps: dict[int, Told]) -> bool:
     """Print what the training audit cost and said, beside what there was."""
-    rows = [looks(name, one, steps) for name, one in {BUDGET: watched, **more}.items()]
+    live = {f"{BUDGET:.0%}, live": watched}
+    rows = [looks(name, one, steps) for name, one in (live | again).items()]
     print(table(["budget", "taken", "looks", "captions a look", "advice", "in truth"], rows))
     last, safe = watched.checkpoints[-1], watched.last_safe
     given = float("inf") if safe is None else float(steps[safe].back)
@@ -259,16 +267,21 @@ def limits(
     return show("A LoRA of the lab", kept, watched.advice)
 
 
-def looks(budget: float, watched: TrainingAudit, steps: dict[int, Told]) -> list[str]:
+def looks(name: str, watched: TrainingAudit, steps: dict[int, Told]) -> list[str]:
     """Return what a training audit cost and said, and what is given back at the step to take."""
     seen = [one.sampled for one in watched.checkpoints if one.calls]
     last, safe = watched.checkpoints[-1], watched.last_safe
     return [
-        f"{budget:.0%}", f"{last.spent / last.trained:.1%}", f"{len(seen)}",
+        name, f"{last.spent / last.trained:.1%}", f"{len(seen)}",
         f"{min(seen)} to {max(seen)}" if seen else "", watched.advice,
         "" if safe is None else f"{steps[safe].back} of {steps[safe].captions}",
     ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(not main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path, help="folder of everything")
+    parser.add_argument("--steps", type=int, default=2400, help="length of the training")
+    parser.add_argument("--lr", type=float, default=1e-3, help="its peak learning rate")
+    given = parser.parse_args()
+    sys.exit(not main(given.out, given.steps, given.lr))

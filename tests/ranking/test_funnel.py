@@ -56,10 +56,9 @@ def test_equal_scores_have_equal_tails():
 NONE = np.array([], dtype=int)
 
 
-def chosen(n=1000, finalists=10, drawn=40, repeats=None, seed=0, lone=NONE):
+def chosen(n=1000, finalists=10, drawn=40, repeated=NONE, seed=0, lone=NONE):
     tail = np.random.default_rng(1).permutation(n) / n + 1 / n
-    counts = np.ones(n, dtype=int) if repeats is None else repeats
-    return tail, plan(tail, counts, lone, finalists, finalists, drawn, seed)
+    return tail, plan(tail, repeated, lone, finalists, finalists, drawn, seed)
 
 
 def test_every_caption_has_one_place():
@@ -77,9 +76,7 @@ def test_every_caption_has_one_place():
 
 
 def test_repeats_are_suspicious_whatever_their_score():
-    repeats = np.ones(1000, dtype=int)
-    repeats[:3] = 5
-    tail, found = chosen(repeats=repeats)
+    tail, found = chosen(repeated=np.arange(3))
     extra = {at for at in range(3) if tail[at] > 0.01}
     reasons = dict(zip(found.finalists.tolist(), found.why, strict=True))
     assert {at for at, why in reasons.items() if why == "repeats"} == extra
@@ -92,9 +89,7 @@ def test_some_of_those_that_lie_alone_are_suspicious():
     reasons = dict(zip(found.finalists.tolist(), found.why, strict=True))
     assert [at for at, why in reasons.items() if why == "alone"] == [400, 401]
     # What repeats comes first, and all that is added is at most what has the least tail.
-    repeats = np.ones(1000, dtype=int)
-    repeats[500:560] = 2
-    crowded = chosen(finalists=20, lone=lone, repeats=repeats)[1]
+    crowded = chosen(finalists=20, lone=lone, repeated=np.arange(500, 560))[1]
     assert len(crowded.finalists) == 40
     assert "alone" not in crowded.why
 
@@ -102,7 +97,7 @@ def test_some_of_those_that_lie_alone_are_suspicious():
 def test_what_has_no_score_lies_in_the_nearest_stratum():
     tail = np.linspace(0.01, 1, 100)
     tail[50] = np.nan
-    found = plan(tail, np.ones(100, dtype=int), NONE, 5, 5, 10, 0)
+    found = plan(tail, NONE, NONE, 5, 5, 10, 0)
     assert 50 in found.strata[0]
 
 

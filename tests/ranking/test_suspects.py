@@ -186,6 +186,8 @@ def test_every_reason_is_told_by_the_narrowest():
     assert found.twin[[at[one] for one in "abFfh"]].tolist() == [1, 0, 7, 6, 5]
     assert np.isnan(found.alone[at["e"]])
     assert set(found.some.tolist()) == set(at.values())
+    # All of them repeat twice, and two do so by descriptors alone.
+    assert found.repeated.tolist() == [at[text] for text in "abcdFfeh"]
     without = suspects(whole, keys, words, captions, 0)
     assert not without.reasons["edited"].any()
     assert without.twin[at["h"]] == -1

@@ -636,9 +636,10 @@ class _Stages:
         step, count, done = max(ROUND, first // 4), first, list[Run]()
         back, found = dict[int, bool](), dict[str, Judgement]()
         told, severity = dict[str, Prompt](), defaultdict[str, list[Any]](list)
+        repeated, lone = known.repeated, known.lone
 
         def planned(count: int, drawn: int = 0) -> Plan:
-            return plan(tail, known.repeats, known.lone, count, first, drawn, self.asked.seed)
+            return plan(tail, repeated, lone, count, first, drawn, self.asked.seed)
 
         # One pass through the set finds the texts of all rounds.
         items = self._items(labels_of(planned(most)).keys())

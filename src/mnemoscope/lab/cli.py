@@ -106,7 +106,7 @@ def plant(
 @app.command()
 def lora(
     out: Annotated[Path, typer.Option(help="Folder for pictures, checkpoints and the adapter.")],
-    steps: Annotated[int, typer.Option(help="Length of the training.")] = 600,
+    steps: Annotated[int, typer.Option(help="Length of the training.")] = 2400,
 ) -> None:
     """Train a LoRA on the shipped base and forty pictures; goes on where a run stopped."""
     from mnemoscope.lab.lora import train_lora

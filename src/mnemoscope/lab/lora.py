@@ -50,7 +50,7 @@ _Denoiser: Any = UNet2DConditionModel
 PICTURES = 40
 """Pictures that an adapter is trained on, and that are held out."""
 
-CHECKPOINTS = 10
+CHECKPOINTS = 20
 """How often the adapter is written on its way."""
 
 RANK = 16
@@ -101,8 +101,9 @@ def write_lora(unet: Any, folder: Path) -> None:
 
 def train_lora(
     out: Path,
-    steps: int = 600,
+    steps: int = 2400,
     batch: int = 8,
+    lr: float = 1e-3,
     look: Callable[[Any, int], None] | None = None,
 ) -> None:
     """Train an adapter on the shipped base; goes on where a killed run stopped.
@@ -111,6 +112,7 @@ def train_lora(
         out: Where to write.
         steps: Length of the training.
         batch: Pictures a step.
+        lr: Peak learning rate.
         look: Called with the denoiser and the step whenever the adapter is written.
     """
     torch.manual_seed(6)
@@ -118,7 +120,7 @@ def train_lora(
     write_prompts(ours, out / "pictures")
     write_prompts(others, out / "held-out")
     unet = network()
-    stage = Stage(out / "state", {"unet": unet}, lr=3e-3, steps=steps)
+    stage = Stage(out / "state", {"unet": unet}, lr=lr, steps=steps)
     images = pictures_of(ours)
     captions = [*(row.caption for row in ours), ""]
     latents, states = encoded(load_codec(ASSETS), *load_text(ASSETS), images, captions)

@@ -159,9 +159,8 @@ class Index:
     ) -> Float[Tensor, "image feature"]:
         """Return unit descriptors of pictures, differentiable."""
         images = images.float().cpu()
-        preset = PRESETS[PRESET]
-        if self._network is not None and preset is not None:
-            return normalize(self._network(prepare(images, preset)), dim=1)
+        if self._network is not None:
+            return normalize(self._network(prepare(images, PRESETS[PRESET])), dim=1)
         flat = images.flatten(1)
         return normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
 

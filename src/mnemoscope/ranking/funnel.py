@@ -164,8 +164,8 @@ def strata_of(count: int) -> tuple[int, int]:
 
 def plan(
     tail: Float[np.ndarray, " caption"],
-    repeats: Int[np.ndarray, " caption"],
-    lone: Int[np.ndarray, " some"],
+    repeated: Int[np.ndarray, " repeated"],
+    lone: Int[np.ndarray, " lone"],
     finalists: int,
     beside: int,
     drawn: int,
@@ -175,7 +175,7 @@ def plan(
 
     Args:
         tail: How far out each caption lies; NaN has no score.
-        repeats: How often each comes in the set; 1 is once.
+        repeated: Captions that repeat, the most often first.
         lone: Captions whose picture lies alone, the most alone first.
         finalists: How many of the least tail are taken.
         beside: How many more are taken at most that repeat or lie alone.
@@ -186,12 +186,11 @@ def plan(
     order = np.argsort(np.where(np.isnan(tail), np.inf, tail), kind="stable")
     scored = order[np.isfinite(tail[order])]
     first = scored[:finalists]
-    often = np.argsort(-repeats, kind="stable")
-    repeated = often[(repeats[often] > 1) & ~np.isin(often, first)][:beside]
-    room = min(round(LONE * beside), beside - len(repeated))
-    alone = lone[~np.isin(lone, [*first, *repeated])][:room]
-    chosen = np.concatenate([first, repeated, alone]).astype(np.intp)
-    counts = len(first), len(repeated), len(alone)
+    often = repeated[~np.isin(repeated, first)][:beside]
+    room = min(round(LONE * beside), beside - len(often))
+    alone = lone[~np.isin(lone, [*first, *often])][:room]
+    chosen = np.concatenate([first, often, alone]).astype(np.intp)
+    counts = len(first), len(often), len(alone)
     why = [name for name, n in zip(SUSPICIOUS, counts, strict=True) for _ in range(n)]
     # What has no score is looked at as if it had all but been chosen.
     blind = order[np.isnan(tail[order])]

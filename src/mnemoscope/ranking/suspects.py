@@ -299,6 +299,15 @@ class Suspects:
         return order[any_of[order]]
 
     @property
+    def repeated(self) -> Int[np.ndarray, " suspect"]:
+        """Return those that repeat, the most often first.
+
+        What repeats by descriptors alone comes after what does as often by prints or words.
+        """
+        order = np.lexsort((self.reasons["edited"], -self.repeats))
+        return order[self.repeats[order] > 1]
+
+    @property
     def lone(self) -> Int[np.ndarray, " suspect"]:
         """Return those that lie alone, the most alone first."""
         found = self.reasons["alone"].nonzero()[0]
