@@ -13,6 +13,7 @@ from PIL import Image
 from mnemoscope.cli import main
 from mnemoscope.errors import InputError, RunError
 from mnemoscope.flows import audit as flow
+from mnemoscope.flows import confirming
 from mnemoscope.flows.audit import Audit, audit
 from mnemoscope.models.oracle import MixtureDenoiser, Oracle
 from mnemoscope.reporting.audit import found_of, write
@@ -206,24 +207,32 @@ def test_what_stands_out_before_any_call_is_told_and_sampled(tmp_path):
     assert "all but the same as item 60" in page
 
 
-class Patches(torch.nn.Module):
-    """Counts patches by their colour, one of 64, wherever they stand."""
+class Colours(torch.nn.Module):
+    """Describes which colours a picture has, wherever they stand, by waves of random length."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.waves = torch.nn.Parameter(12 * torch.randn(3, 256, generator=generator))
+        self.phases = torch.nn.Parameter(6.3 * torch.rand(256, generator=generator))
+        levels = torch.linspace(0, 1, 9)
+        every = torch.cartesian_prod(levels, levels, levels)
+        self.usual = torch.nn.Parameter(torch.cos(every @ self.waves + self.phases).mean(0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        pixels = images * std[None, :, None, None] + mean[None, :, None, None]
-        place = (pixels * 4).clamp(0, 3.99).long()
-        code = place[:, 0] * 16 + place[:, 1] * 4 + place[:, 2]
-        return torch.nn.functional.one_hot(code.flatten(1), 64).float().mean(1).sqrt() - 0.06
+        some = torch.nn.functional.adaptive_avg_pool2d(images, 32).permute(0, 2, 3, 1)
+        waves = torch.cos((some * std + mean) @ self.waves + self.phases)
+        return waves.mean((1, 2)) - self.usual
 
 
 # The published network is TorchScript, which torch calls deprecated.
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_an_embedding_finds_what_prints_do_not(tmp_path):
     model = world(tmp_path / "set", n=60)
-    folder, network = tmp_path / "set", tmp_path / "patches.pt"
-    torch.jit.script(Patches()).save(network)
-    Image.fromarray(picture(42)[2:, 2:]).save(folder / "cropped.png")
+    folder, network = tmp_path / "set", tmp_path / "colours.pt"
+    torch.jit.script(Colours()).save(network)
+    Image.fromarray(picture(42)[:, 2:]).save(folder / "cropped.png")
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('\n{"file_name": "cropped.png", "text": "a part"}')
         file.write('\n{"file_name": "gone.png", "text": "nothing"}\n')
@@ -242,9 +251,29 @@ def test_an_embedding_finds_what_prints_do_not(tmp_path):
     assert [row["descriptor"] is None for row in items] == [False] * 61 + [True]
     again = audit(wanted, model=model)
     assert again.table("suspects").equals(whole.table("suspects"))
-    torch.jit.script(torch.nn.Sequential(Patches(), torch.nn.Identity())).save(network)
+    torch.jit.script(torch.nn.Sequential(Colours(), torch.nn.Identity())).save(network)
     with pytest.raises(RunError):
         audit(wanted, model=model)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_samples_are_held_against_the_whole_set_by_the_embedding_as_well(tmp_path, monkeypatch):
+    folder, network = tmp_path / "set", tmp_path / "colours.pt"
+    world(folder, n=120)
+    torch.jit.script(Colours()).save(network)
+    # The picture of another caption comes back, but mirrored and upside down.
+    targets = {"stray": latents(picture(119)[::-1, ::-1])}
+    model = Oracle("oracle:known", *beliefs_of(targets))
+    measure = {"similarity": ("sscd:official_320",), "sscd": network, "guidance": 1.0}
+    # Of the set few are known as a study knows them, and the others are searched.
+    monkeypatch.setattr(confirming, "OTHERS", 20)
+    monkeypatch.setattr(confirming, "COMPARED", 2)
+    states = []
+    for name, embedding in (("plain", "none"), ("embedded", "sscd:official_320")):
+        run = audit(asked(folder, tmp_path / name, embedding=embedding, **measure), model=model)
+        found = {row["prompt"]: row for row in found_of(run).captions}
+        states.append((found["stray"]["state"], found["stray"]["items"]))
+    assert states == [("not memorized", []), ("copies another image", ["119.png"])]
 
 
 def test_an_embedding_without_descriptors_is_refused(tmp_path):

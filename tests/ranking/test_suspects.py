@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 
-from mnemoscope.ranking.suspects import (
-    EDITED,
-    RECOLOURED,
-    K,
-    alike,
-    alone,
-    edited,
-    recoloured,
-    suspects,
-    words_of,
-)
+from mnemoscope.ranking.suspects import RECOLOURED, K, alike, alone, recoloured, suspects, words_of
+from mnemoscope.severity.described import Described
 from mnemoscope.severity.nearest import ALIKE, Whole
+from tests.severity.test_described import copies_of, descriptors
 
 SIZE = (64, 64)
 
@@ -107,53 +99,6 @@ def test_few_or_equal_pictures_are_no_trouble():
     assert all(at != twin for at, twin in enumerate(nearest))
 
 
-def descriptors(n, common=0.0, features=64, seed=0):
-    """Draw descriptors of length 1 that have a direction in common."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.normal(size=(n, features)) + common * features**0.5 * np.eye(features)[0]
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-
-def copies_of(some, cosine, seed=1):
-    """Return descriptors at a cosine from others."""
-    other = np.random.default_rng(seed).normal(size=some.shape)
-    other -= (other * some).sum(1, keepdims=True) * some
-    other /= np.linalg.norm(other, axis=1, keepdims=True)
-    return cosine * some + (1 - cosine**2) ** 0.5 * other
-
-
-def test_no_edited_copy_is_overlooked(monkeypatch):
-    monkeypatch.setattr("mnemoscope.ranking.suspects.BLOCK", 32)
-    monkeypatch.setattr("mnemoscope.ranking.suspects.FITTED", 50)
-    some = descriptors(300)
-    every = np.concatenate([some, copies_of(some[:40], 0.9), copies_of(some[40:80], 0.7)])
-    every = every[np.random.default_rng(5).permutation(380)].astype(np.float16)
-    every[[3, 17]] = np.nan
-    found = edited(every, seed=0)
-    cosine = np.nan_to_num(every).astype(np.float64) @ np.nan_to_num(every).T.astype(np.float64)
-    held(found, 1 - cosine, 1 - EDITED)
-    assert 60 < (found[0] > 0).sum() <= 80
-    assert found[1][[3, 17]].tolist() == [-1, -1]
-
-
-def test_pictures_of_one_kind_are_no_copies_of_each_other():
-    some = descriptors(400, common=1.8)
-    cosine = some @ some.T
-    assert np.median(cosine) > 0.7
-    every = np.concatenate([some, copies_of(some[:20], 0.98)]).astype(np.float16)
-    counts, nearest = edited(every, seed=0)
-    assert nearest[400:].tolist() == [*range(20)]
-    assert counts[20:400].sum() == 0
-    # Where all pictures are kept apart by that limit alone, many were twins.
-    assert (cosine[np.triu_indices(400, 1)] > EDITED).mean() > 0.1
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_too_few_have_no_edited_copy(n):
-    assert edited(np.full((n, 4), 0.5, dtype=np.float16), seed=0)[1].tolist() == [-1] * n
-    assert edited(np.full((n + 1, 4), np.nan, dtype=np.float16), seed=0)[0].sum() == 0
-
-
 def test_words_know_neither_case_nor_marks():
     assert words_of("A red fox!") == words_of("a  Red, FOX")
     assert words_of("a red fox") != words_of("red a fox")
@@ -174,8 +119,8 @@ def test_every_reason_is_told_by_the_narrowest():
     # Item 8 is item 5, cropped.
     described = descriptors(9)
     described[8] = copies_of(described[5:6], 0.9)[0]
-    whole = Whole(shown, names, SIZE)
-    found = suspects(whole, keys, words, captions, 0, described.astype(np.float16))
+    told = Described("an embedding", described.astype(np.float16))
+    found = suspects(Whole(shown, names, SIZE, told), keys, words, captions, seed=0)
     at = {text: k for k, text in enumerate("abcdeFfh")}
     told = {name: {t for t, k in at.items() if some[k]} for name, some in found.reasons.items()}
     assert told == {
@@ -188,7 +133,7 @@ def test_every_reason_is_told_by_the_narrowest():
     assert set(found.some.tolist()) == set(at.values())
     # All of them repeat twice, and two do so by descriptors alone.
     assert found.repeated.tolist() == [at[text] for text in "abcdFfeh"]
-    without = suspects(whole, keys, words, captions, 0)
+    without = suspects(Whole(shown, names, SIZE), keys, words, captions, seed=0)
     assert not without.reasons["edited"].any()
     assert without.twin[at["h"]] == -1
 

@@ -6,7 +6,8 @@ import torch
 
 from mnemoscope.data.references import Reference
 from mnemoscope.severity import nearest
-from mnemoscope.severity.nearest import SLACK, Whole, fingerprint
+from mnemoscope.severity.described import Described
+from mnemoscope.severity.nearest import NOTHING, Whole, fingerprint
 from mnemoscope.similarity import get_similarity
 
 
@@ -69,9 +70,27 @@ def test_own_pictures_are_passed_over():
     assert found.places[1, 0] == 1
 
 
-def test_prints_lie_as_far_apart_as_they_are():
-    images = pictures(3, 16, 16)
-    index = whole(images)
-    means = torch.nn.functional.avg_pool2d(images, 2).double()
-    exact = float((means[0] - means[2]).square().mean().sqrt())
-    assert index.distance(0, 2) == pytest.approx(exact, abs=2 * SLACK)
+def test_one_picture_is_told_from_another_by_prints_and_by_descriptors():
+    images = pictures(4, 16, 16)
+    images[1] = (images[0] + 0.015).clamp(max=1)
+    plain = whole(images)
+    assert plain.alike(0, 1)
+    assert not plain.alike(0, 2)
+    values = np.eye(4, dtype=np.float16)
+    values[2] = [0.8, 0, 0.6, 0]
+    prints, names = plain.prints, plain.names
+    known = Whole(prints, names, (16, 16), Described("an embedding", values))
+    assert known.alike(0, 2)
+    assert not known.alike(0, 3)
+
+
+def test_the_nearest_by_descriptors_are_places_in_the_set():
+    images = pictures(4, 16, 16)
+    made = whole(images).prints[[0, 0, 1, 2, 3]]
+    # Item 1 shows what item 0 does, and item 3 cannot be used.
+    names = np.array([9, 9, 5, NOTHING, 7], dtype=np.uint64)
+    values = np.eye(5, dtype=np.float16)
+    index = Whole(made, names, (16, 16), Described("an embedding", values))
+    asked = torch.tensor([[0.9, 0, 0.3, 0, 0.1], [0.9, 0, 0.3, 0, 0.1]])
+    found = index.like(asked, 3, [frozenset(), frozenset({9, 123})])
+    assert found.tolist() == [[0, 2, 4], [2, 4, -1]]

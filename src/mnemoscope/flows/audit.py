@@ -555,7 +555,6 @@ class _Stages:
             opened.words,
             self.captions.keys,
             self.asked.seed,
-            opened.descriptors,
             self.model.device,
         )
         told = ", ".join(

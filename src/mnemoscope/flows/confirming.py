@@ -4,7 +4,7 @@ It is a study like any other, but that the images known to it are those of its o
 few others taken at random; on these alone thresholds are fitted. The nearest image of each sample
 is looked for among all of the data set (`severity.nearest`), and enters the run's tables once it
 was found. The threshold for nearest images is likewise fitted on the nearest of the whole set,
-those left out that are all but the same picture.
+those left out that are all but the same picture, or an edited copy where an embedding says so.
 
 Contents: `Images`, what is known of the pictures of a data set; `ConfirmWorker`; `known_prompts`;
 `certain`, how often the search is sure.
@@ -37,8 +37,8 @@ from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.sampling.loop import Progress
 from mnemoscope.severity.grade import assess
-from mnemoscope.severity.nearest import ALIKE, Whole
-from mnemoscope.similarity import Similarity
+from mnemoscope.severity.nearest import Whole
+from mnemoscope.similarity import Describing, Similarity
 
 COMPARED = 8
 """Images whose prints are nearest to a sample's that are compared with it in full."""
@@ -199,9 +199,8 @@ class ConfirmWorker(StudyWorker):
         images: Float[Tensor, "sample 3 h w"],
     ) -> pa.Table:
         """Put the nearest image of the whole set in the place of the nearest known one."""
-        own = [self._own(prompt) for prompt, _ in named]
-        near = self.images.whole.near(images, COMPARED, own)
-        wanted = sorted({int(place) for place in near.places.flat if place >= 0})
+        near = self._near(images, [self._own(prompt) for prompt, _ in named])
+        wanted = sorted({place for places in near for place in places})
         if not wanted:
             return rows
         references = [self.images.reference(place) for place in wanted]
@@ -210,12 +209,28 @@ class ConfirmWorker(StudyWorker):
         for name, measure in self.measures.items():
             values = measure.index(references).compare(images)
             for row, sample in enumerate(named):
-                mine = [at[int(place)] for place in near.places[row] if place >= 0]
+                mine = [at[place] for place in near[row]]
                 known = [(float(values[row, one]), references[one].reference_id) for one in mine]
                 finite = [pair for pair in known if np.isfinite(pair[0])]
                 if finite:
                     best[*sample, name] = max(finite)
         return TABLES["similarities"].of_rows(_replaced(rows.to_pylist(), best, sat.recipe))
+
+    def _near(
+        self, images: Float[Tensor, "sample 3 h w"], own: Sequence[frozenset[int]]
+    ) -> list[list[int]]:
+        """Return the items whose images each sample is compared with in full.
+
+        Those nearest by their prints; and by their descriptors, where samples are compared by the
+        embedding that the set was described by.
+        """
+        whole = self.images.whole
+        lots = [whole.near(images, COMPARED, own).places]
+        embedding = self.measures.get(whole.described.embedding) if whole.described else None
+        if isinstance(embedding, Describing):
+            lots.append(whole.like(embedding.embed(images), COMPARED, own))
+        both = np.concatenate(lots, axis=1)
+        return [[place for place in dict.fromkeys(row) if place >= 0] for row in both.tolist()]
 
     def derive(self, writer: Writer, manifest: Manifest) -> None:
         """Write the training images that samples are near to, and how severe that is."""
@@ -261,7 +276,7 @@ class ConfirmWorker(StudyWorker):
     def _nearest(self) -> dict[str, Float[np.ndarray, " image"]]:
         """Return how near images at random are to the nearest other of the whole set.
 
-        Those that are all but the same picture are passed over. It is the same in every round.
+        Those that are the same picture are passed over. It is the same in every round.
         """
         if self.images.nulls.keys() == self.measures.keys():
             return self.images.nulls
@@ -277,12 +292,11 @@ class ConfirmWorker(StudyWorker):
         return self.images.nulls
 
     def _apart(self, place: int, mine: Reference) -> list[Reference]:
-        """Return the images nearest to one that are not all but the same."""
+        """Return the images nearest to one that are not the same picture."""
         whole, passed = self.images.whole, {int(self.images.names[place])}
         for _ in range(ROUNDS):
-            near = whole.near(mine.pixels[None], COMPARED, [frozenset(passed)])
-            places = [int(at) for at in near.places[0] if at >= 0]
-            apart = [at for at in places if whole.distance(place, at) > ALIKE]
+            (places,) = self._near(mine.pixels[None], [frozenset(passed)])
+            apart = [at for at in places if not whole.alike(place, at)]
             if apart:
                 return [self.images.reference(at) for at in apart]
             passed |= {int(self.images.names[at]) for at in places}

@@ -22,11 +22,12 @@ from mnemoscope.data.sets import BLANK, DataSet, Item
 from mnemoscope.errors import InputError
 from mnemoscope.flows.confirming import Images
 from mnemoscope.flows.detect import DELAY
-from mnemoscope.ranking.suspects import Descriptors, words_of
+from mnemoscope.ranking.suspects import words_of
 from mnemoscope.runs.execute import chunks
 from mnemoscope.runs.folder import Run, Writer
 from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
+from mnemoscope.severity.described import Described, Descriptors
 from mnemoscope.severity.nearest import BYTES, Whole, fingerprint
 from mnemoscope.similarity import Describing, get_similarity
 
@@ -41,13 +42,10 @@ class Opened:
     Attributes:
         images: Their pictures.
         words: A name for the words of each item's caption (`words_of`).
-        descriptors: Of each item's picture, NaN where it has none; None where no embedding is asked
-            for.
     """
 
     images: Images
     words: UInt64[np.ndarray, " item"]
-    descriptors: Descriptors | None
 
 
 def embedding_of(name: str, weights: str | Path | None) -> Describing:
@@ -117,7 +115,10 @@ def open_items(
                         descriptors = np.full((count, len(found)), np.nan, dtype=np.float16)
                     descriptors[place] = found
             bar.update(len(items))
-    return Opened(Images(Whole(prints, names, size), sources), words, descriptors)
+    described = None
+    if embedding is not None and descriptors is not None:
+        described = Described(embedding.name, descriptors)
+    return Opened(Images(Whole(prints, names, size, described), sources), words)
 
 
 def _rows(

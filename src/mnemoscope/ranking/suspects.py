@@ -8,8 +8,8 @@ light of a print's blocks less its mean, of norm 1::
     pictures    items that show exactly its picture
     alike       items whose picture is all but the same: d <= ALIKE
     recoloured  items whose picture is, but for its colours or mirrored: ||p - p'|| <= RECOLOURED
-    edited      items whose picture is, but cropped or retouched: <f, f'> >= c, where an embedding f
-                is given
+    edited      items whose picture is, but cropped or retouched, where an embedding was asked
+                (`severity.described`)
     repeats     the largest of these; of a caption with several pictures, that of any
     alone       d to the K-th nearest of SAMPLE pictures at random, those alike left out
 
@@ -18,19 +18,7 @@ than what has many (Feldman 2020). No network is called. A projection shrinks di
 images within reach of one are within it along the longest axes of the set as well: a tree of these
 finds the few that are compared in full; where it finds many, neighbours are compared together.
 
-Descriptors of an embedding have no few longest axes, so all are compared with all. How near those
-of unrelated pictures come hangs on the set: photographs of all sorts keep apart, drawings in one
-style do not. With N pictures, q the quantiles over pairs of SAMPLE of them, of each its nearest
-left out, which may be a twin, and z those of a normal variable::
-
-    c = max(EDITED, q50 + (q99 - q50)·z(1 - INVENTED/N) / z(0.99))
-
-so if unrelated pairs were normal, one picture in a thousand had a twin by chance.
-
-Contents: `Suspects` and `suspects`; `alike`, `recoloured`, `edited`, `alone`, `words_of`.
-
-Source: Pizzi et al. 2022 (EDITED, at which nine in ten of what SSCD finds is a copy); the rest:
-ours.
+Contents: `Suspects` and `suspects`; `alike`, `recoloured`, `alone`, `words_of`.
 """
 
 import hashlib
@@ -41,19 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 from scipy.spatial import KDTree
-from scipy.stats import norm
 
 from mnemoscope.severity.nearest import ALIKE, BYTES, NOTHING, SIDE, Whole
 
 RECOLOURED = 0.2
 """Distance of what two prints show below which two pictures differ by their colours alone: it
 falls below for a correlation of 0.98."""
-EDITED = 0.75
-"""Least cosine of two descriptors of a picture and an edited copy."""
-INVENTED = 1e-3
-"""Pictures, as a share, that may have a twin by chance."""
 FLAT = 0.02
 """Standard deviation of a print's light, from 0 to 1, below which it shows nothing."""
 LIGHT = 0.299, 0.587, 0.114
@@ -83,7 +66,6 @@ TWINNED = frozenset({"alike", "recoloured", "edited"})
 Prints = UInt8[np.ndarray, "image 192"]
 Places = Int[np.ndarray, " image"]
 Neighbours = tuple[Places, Places]
-Descriptors = Float16[np.ndarray, "image feature"]
 View = Callable[[Prints], Float[np.ndarray, "image axis"]]
 """What of prints is compared."""
 
@@ -166,58 +148,6 @@ def _neighbours(prints: Prints, views: Sequence[View], reach: float) -> Neighbou
             theirs.update(tree.query_ball_point(middle, near + far * (1 + ROUNDING)))
         compare(rows, np.array(sorted(theirs), dtype=np.intp))
     return counts, nearest
-
-
-def edited(descriptors: Descriptors, seed: int, device: torch.device | str = "cpu") -> Neighbours:
-    """Find the images that are copies of others, cropped or retouched, by an embedding.
-
-    Args:
-        descriptors: Of length 1; those with NaN have no others.
-        seed: Seed of the sample that says how near unrelated ones are.
-        device: Where they are compared.
-
-    Returns:
-        As of `alike`.
-    """
-    least = _least(descriptors, seed)
-    whole = torch.from_numpy(np.nan_to_num(descriptors))
-    counts, nearest = np.zeros(len(whole), dtype=np.int64), np.full(len(whole), -1)
-    for start in range(0, len(whole), BLOCK):
-        rows = whole[start : start + BLOCK].to(device).float()
-        own = torch.arange(start, start + len(rows), device=device)
-        best, at = torch.full_like(rows[:, 0], -torch.inf), torch.full_like(own, -1)
-        found = torch.zeros_like(own)
-        for first in range(0, len(whole), FITTED):
-            others = whole[first : first + FITTED].to(device).float()
-            cosine = rows @ others.mT
-            places = torch.arange(first, first + len(others), device=device)
-            cosine[own[:, None] == places] = -torch.inf
-            found += (cosine >= least).sum(dim=1)
-            value, place = cosine.max(dim=1)
-            at = torch.where(value > best, first + place, at)
-            best = torch.maximum(value, best)
-        counts[start : start + len(rows)] = found.cpu().numpy()
-        nearest[start : start + len(rows)] = torch.where(found > 0, at, -1).cpu().numpy()
-    return counts, nearest
-
-
-def _least(descriptors: Descriptors, seed: int) -> float:
-    """Return the least cosine of what is taken for a copy."""
-    rng = np.random.default_rng(seed)
-    (whole,) = np.isfinite(descriptors[:, 0]).nonzero()
-    some = descriptors[rng.choice(whole, size=min(SAMPLE, len(whole)), replace=False)]
-    if len(some) < 2:
-        return EDITED
-    cosines = some.astype(np.float32) @ some.astype(np.float32).T
-    np.fill_diagonal(cosines, -np.inf)
-    own, twin = np.arange(len(some)), cosines.argmax(axis=1)
-    cosines[own, twin] = cosines[twin, own] = -np.inf
-    pairs = cosines[np.isfinite(cosines)]
-    if not len(pairs):
-        return EDITED
-    middle, high = np.quantile(pairs, [0.5, 0.99])
-    reach = norm.isf(INVENTED / len(descriptors)) / norm.isf(0.01)
-    return max(EDITED, float(middle + (high - middle) * reach))
 
 
 def alone(prints: Prints, seed: int) -> Float[np.ndarray, " image"]:
@@ -320,26 +250,24 @@ def suspects(
     words: UInt64[np.ndarray, " item"],
     captions: UInt64[np.ndarray, " caption"],
     seed: int,
-    descriptors: Descriptors | None = None,
     device: torch.device | str = "cpu",
 ) -> Suspects:
     """Find the suspects of a data set.
 
     Args:
-        whole: The prints of its pictures.
+        whole: The prints of its pictures, and their descriptors where an embedding was asked.
         keys: Key of each item's caption.
         words: Name of each item's words (`words_of`).
         captions: Keys of the distinct captions.
         seed: Seed of the sample that says how near neighbours are.
-        descriptors: Of each item's picture, by an embedding; None where there is none.
-        device: Where they are compared.
+        device: Where descriptors are compared.
     """
     others, nearest = alike(whole.prints)
     tinted, nearly = recoloured(whole.prints)
     nearest = np.where(nearest >= 0, nearest, nearly)
     cut = np.zeros(len(whole), dtype=np.int64)
-    if descriptors is not None:
-        cut, copied = edited(descriptors[whole.places], seed, device)
+    if whole.described is not None:
+        cut, copied = whole.described.copies(device)
         nearest = np.where(nearest >= 0, nearest, copied)
     far = alone(whole.prints, seed)
     pictured = whole.names != NOTHING

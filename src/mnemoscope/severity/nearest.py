@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from torch import Tensor
 
 from mnemoscope.data.images import Pixels, fit
+from mnemoscope.severity.described import Described
 from mnemoscope.similarity.pixels import grid_of
 
 SIDE = 8
@@ -89,6 +90,7 @@ class Whole:
         prints: The print of each image.
         names: Name of each image as a number; `NOTHING` where it cannot be used.
         size: Height and width of the model's images.
+        described: The descriptor of each image, and by which embedding; None without one.
     """
 
     def __init__(
@@ -96,12 +98,14 @@ class Whole:
         prints: UInt8[np.ndarray, "image 192"],
         names: UInt64[np.ndarray, " image"],
         size: tuple[int, int],
+        described: Described | None = None,
     ) -> None:
         self.size = size
         self.names = names
         distinct, firsts = np.unique(names, return_index=True)
         self.places: Int[np.ndarray, " distinct"] = np.sort(firsts[distinct != NOTHING])
         self.prints = prints[self.places]
+        self.described = described and Described(described.embedding, described.values[self.places])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -141,8 +145,32 @@ class Whole:
                 beyond[row] = max(0.0, (kept[count][0] * share) ** 0.5 - SLACK)
         return Near(places, beyond)
 
-    def distance(self, place: int, other: int) -> float:
-        """Return the distance of two images' prints, RGB from 0 to 1.
+    def like(
+        self,
+        described: Float[Tensor, "picture feature"],
+        count: int,
+        own: Sequence[frozenset[int]],
+    ) -> Int[np.ndarray, "picture near"]:
+        """Find the nearest images by their descriptors, of which there must be some.
+
+        Args:
+            described: Descriptors of the pictures.
+            count: How many a picture.
+            own: Names that are passed over, a set a picture.
+
+        Returns:
+            As `Near.places`.
+        """
+        assert self.described is not None
+        names = self.names[self.places]
+        passed = [
+            np.isin(names, np.array([*some], dtype=np.uint64)).nonzero()[0].tolist() for some in own
+        ]
+        rows = self.described.near(described, count, passed)
+        return np.where(rows >= 0, self.places[rows], -1)
+
+    def alike(self, place: int, other: int) -> bool:
+        """Return whether two images are all but the same, or one is an edited copy of the other.
 
         Args:
             place: The first item that shows the one.
@@ -150,7 +178,8 @@ class Whole:
         """
         rows = np.searchsorted(self.places, [place, other])
         a, b = self.prints[rows].astype(np.float64) / 255
-        return float(np.sqrt(np.mean((a - b) ** 2)))
+        near = bool(np.sqrt(np.mean((a - b) ** 2)) <= ALIKE)
+        return near or (self.described is not None and self.described.copied(*rows.tolist()))
 
     def _nearest(
         self, mine: Float[Tensor, "picture 192"], room: int
