@@ -7,6 +7,8 @@ study of all planted prompts that is there already, so that
 
     recall       captions found / (found + planted ones that were dropped and give an image back)
     reached      of planted captions that give their image back in the studies given, those sampled
+    seen         of the same, those of which any sample of the audit copies an image
+    said         of the same, those that the audit says give one back
     precision    those found whose image is a planted one / captions found
     cost         network calls of the audit / calls of ten samples of every caption
 
@@ -60,6 +62,8 @@ class Judged:
         hits: Captions that give a planted picture back.
         missed: Planted captions that it dropped and that give an image back.
         reached: Of those that do in the studies, the share that it sampled as suspicious.
+        seen: Of the same, the share of which any of its samples copies an image.
+        said: Of the same, the share that it says give an image back.
         planted: Planted captions in the set.
         cost: Network calls over those of the exhaustive way.
     """
@@ -68,6 +72,8 @@ class Judged:
     hits: int
     missed: tuple[str, ...]
     reached: Estimate
+    seen: Estimate
+    said: Estimate
     planted: int
     cost: float
 
@@ -128,7 +134,11 @@ def judged(asked: Audit, data: Path, studies: Sequence[Path] = ()) -> Judged:
     states = recorded(studies, asked.guidance)
     known = {text for text in planted if states.get(text) in GIVEN_BACK}
     looked = {row["prompt"] for row in found.captions if row["chosen"] in SUSPICIOUS}
-    reached = exact(len(known & looked), len(known))
+    given_back = {row["prompt"] for row in found.given_back}
+    copied = given_back | {row["prompt"] for row in found.now_and_then}
+    reached, seen, said = (
+        exact(len(known & some), len(known)) for some in (looked, copied, given_back)
+    )
     if dropped and studies:
         missed = tuple(
             line["file_name"].removesuffix(".png") for line in dropped if line["text"] in known
@@ -148,7 +158,7 @@ def judged(asked: Audit, data: Path, studies: Sequence[Path] = ()) -> Judged:
         )
     bank = Bank(model, recipe_of(asked, model), EXHAUSTIVE, 1)
     cost = found.calls / (found.listed * price_in(bank, (Pictures(),)).calls)
-    return Judged(found, hits, (*drawn, *missed), reached, len(planted), cost)
+    return Judged(found, hits, (*drawn, *missed), reached, seen, said, len(planted), cost)
 
 
 def show(of: Judged) -> None:
@@ -158,8 +168,8 @@ def show(of: Judged) -> None:
         print(f"  {row['stage']:10} {row['items']:8} {row['kept']:8} {row['network_calls']:14,}")
     print(of.found.title)
     print(*of.found.sentences, sep="\n")
-    told = (("recall", of.recall), ("reached", of.reached), ("precision", of.precision))
-    for name, value in told:
+    for name in ("recall", "reached", "seen", "said", "precision"):
+        value: Estimate = getattr(of, name)
         print(
             f"{name:10} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], {value.n} captions"
         )

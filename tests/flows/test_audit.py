@@ -107,6 +107,22 @@ def test_the_surest_come_first_and_of_equals_the_nearest(made):
     assert order[-2:] == ["caption 2", "caption 1"]
 
 
+def test_what_comes_back_now_and_then_is_told_apart(made, tmp_path):
+    found = found_of(made[2])
+    assert found.now_and_then == ()
+    seldom = {"caption 1": {"share": 0.25, "samples": 4, "state": "not memorized"}}
+    rows = tuple(row | seldom.get(row["prompt"], {}) for row in found.captions)
+    fewer = replace(found, captions=rows)
+    assert [row["prompt"] for row in fewer.now_and_then] == ["caption 1"]
+    assert "caption 1" not in {row["prompt"] for row in fewer.given_back}
+    assert fewer.sentences[1] == "1 more gives one back in fewer of their samples."
+    assert [row["prompt"] for row in fewer.told()["now_and_then"]] == ["caption 1"]
+    page = page_of(fewer, tmp_path)
+    assert page.index("What is given back") < page.index("What comes back now and then")
+    assert "1 of 4 samples copy its image" in page[page.index("What comes back now and then") :]
+    assert "What comes back now and then" not in page_of(found, tmp_path)
+
+
 def test_the_interval_counts_what_was_dropped(made):
     found = found_of(made[2])
     assert found.share["value"] == pytest.approx(4 / 60)

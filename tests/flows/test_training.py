@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_passed_over_is_left_alone(tmp_path, clock, known, 
     monkeypatch.setattr(training, "load_model", lambda pipe: loads.append(pipe) or slow(clock, []))
     watched = watch(tmp_path, budget=0.05)
     for step in range(1, 13):
-        trained(watched, clock, known, step, [], seconds=900.0)
+        trained(watched, clock, known, step, [], seconds=700.0)
     looked = [one for one in watched.checkpoints if one.calls]
     assert len(looked) > 1
     # Once to learn what a look costs, and once each time that there is enough for one.
@@ -170,7 +170,7 @@ def test_the_nearest_are_looked_at_again_and_the_others_have_their_turn(tmp_path
         trained(watched, clock, known, step, [], seconds=5000.0)
     looks = [sampled_at(tmp_path / "out", step) for step in range(1, 7)]
     assert [len(look) for look in looks] == [one.sampled for one in watched.checkpoints]
-    assert all(12 <= len(look) < SET for look in looks)
+    assert all(8 <= len(look) < SET for look in looks)
     names = {prompt.prompt_id: prompt.text for prompt in watched.prompts}
     last, order = {}, [prompt.text for prompt in watched.prompts]
     for one, look in zip(watched.checkpoints, looks, strict=True):
@@ -211,12 +211,12 @@ def test_what_nearly_comes_back_is_not_safe(tmp_path, clock, known, monkeypatch)
     assert watch(tmp_path).checkpoints == watched.checkpoints
 
 
-def test_of_a_first_look_that_is_not_safe_an_earlier_checkpoint_is_named(tmp_path, clock, known):
+def test_of_a_first_look_that_is_not_safe_earlier_checkpoints_are_named(tmp_path, clock, known):
     watched = watch(tmp_path)
     trained(watched, clock, known, 100, [], seconds=1.0)
     trained(watched, clock, known, 200, [1])
     assert watched.last_safe is None
-    assert watched.advice.endswith("and no step before it was judged; audit step 100")
+    assert watched.advice.endswith("was judged; audit an earlier one, or lift the budget")
 
 
 def test_it_stops_a_training_where_that_is_asked_for(tmp_path, clock, known):

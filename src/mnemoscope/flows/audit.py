@@ -783,10 +783,10 @@ class _Stages:
         captions, chosen, measure = self.captions, confirmed.chosen, self.asked.similarity[0]
         labels, prompts = labels_of(chosen), confirmed.prompts
         judged = confirmed.found
-        given_back = defaultdict[str, dict[str, float]](dict)
+        copied = defaultdict[str, dict[str, float]](dict)
         for run in confirmed.runs:
-            for prompt_id, some in _given_back(run, judged, measure).items():
-                held = given_back[prompt_id]
+            for prompt_id, some in _copied(run, measure).items():
+                held = copied[prompt_id]
                 for name, value in some.items():
                     held[name] = max(value, held.get(name, value))
         own = self.asked.lora_scale
@@ -795,13 +795,13 @@ class _Stages:
             for scale, run in confirmed.scales.items()
         }
         places = {f"{captions.keys[at]:016x}": at for at in labels}
-        wanted = sorted({name for names in given_back.values() for name in names})
+        wanted = sorted({name for names in copied.values() for name in names})
         shown = self._named(images, wanted)
         rows: list[dict[str, Any]] = []
         for prompt_id, prompt in prompts.items():
             at, found = places.get(prompt_id), judged.get(prompt_id, NOT_JUDGED)
-            copied = given_back.get(prompt_id, {})
-            names = sorted(copied)
+            near = copied.get(prompt_id, {})
+            names = sorted(near)
             rows.append(
                 {
                     "prompt_id": prompt_id,
@@ -813,7 +813,7 @@ class _Stages:
                     "share": _nullable(found.share),
                     "share_elsewhere": _nullable(found.share_elsewhere),
                     "samples": found.samples,
-                    "similarity": max(copied.values(), default=None),
+                    "similarity": max(near.values(), default=None),
                     "references": names,
                     "items": [item for name in names for item in shown[name]],
                 }
@@ -938,10 +938,8 @@ def labels_of(chosen: Plan) -> dict[int, str]:
     return found
 
 
-def _given_back(
-    run: Run, judged: Mapping[str, Judgement], measure: str
-) -> dict[str, dict[str, float]]:
-    """Return the pictures that each caption gives back, and how near a sample of a run comes.
+def _copied(run: Run, measure: str) -> dict[str, dict[str, float]]:
+    """Return the pictures that samples of a run copy, and how near they come.
 
     Returns:
         Largest similarity by picture, by prompt_id.
@@ -949,7 +947,7 @@ def _given_back(
     copies: dict[str, tuple[set[int], set[int]]] = {
         row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
         for row in run.table("severity").to_pylist()
-        if row["measure"] == measure and judged[row["prompt_id"]].state in GIVEN_BACK
+        if row["measure"] == measure and (row["own_seeds"] or row["elsewhere_seeds"])
     }
     best: dict[tuple[str, int, str], tuple[float, str]] = {}
     for part in run.parts("similarities"):

@@ -77,8 +77,10 @@ LOSS = "denoising_loss:5"
 """Detector that is the negative loss."""
 HELD_OUT = 4
 """Held-out items whose loss is looked at, at most: 5 calls each, from the same noise always."""
-FEWEST = 12
+FEWEST = 8
 """Fewest captions that a checkpoint is judged by; of fewer, what a look costs once weighs most."""
+TIMED = 4
+"""Samples by which calls are timed before any was paid for."""
 NEARLY = 0.01
 """Share of unrelated pairs that may pass for nearly a copy."""
 MEASURE = "l2"
@@ -282,9 +284,12 @@ class TrainingAudit:
         self._trained += began - self._since
         # What is trained again after a resumption is audited again.
         self.checkpoints = [one for one in self.checkpoints if one.step < step]
+        found = Checkpoint(step, self._trained, self._spent)
+        allowance = self.budget * self._trained - self._spent
         try:
-            with _untouched(pipe):
-                found = self._look(pipe, step)
+            if allowance > self._pace * self._least:
+                with _untouched(pipe):
+                    found = self._look(pipe, found, allowance)
             found = replace(found, spent=self._spent + time.perf_counter() - began)
             self.checkpoints.append(found)
             self._write()
@@ -347,18 +352,20 @@ class TrainingAudit:
             f"{'' if back else 'nearly '}give a training image back"
         )
         if self.last_safe is None:
-            earlier = [one.step for one in self.checkpoints if one.step < unsafe.step]
-            advice = f"audit step {earlier[-1]}" if earlier else "train more gently"
+            earlier = any(one.step < unsafe.step for one in self.checkpoints)
+            advice = "audit an earlier one, or lift the budget" if earlier else "train more gently"
             return f"{after}, and no step before it was judged; {advice}"
         safe = next(one for one in judged if one.step == self.last_safe)
         return f"take step {self.last_safe}: {after}; {_doubt(safe)}"
 
-    def _look(self, pipe: Any, step: int) -> Checkpoint:
-        """Sample as many captions as the allowance reaches for, and judge."""
-        none = Checkpoint(step, self._trained, self._spent)
-        allowance = self.budget * self._trained - self._spent
-        if allowance <= self._pace * self._least:
-            return none
+    def _look(self, pipe: Any, none: Checkpoint, allowance: float) -> Checkpoint:
+        """Sample as many captions as the allowance reaches for, and judge.
+
+        Args:
+            pipe: The pipeline.
+            none: The checkpoint as it is where nothing is looked at.
+            allowance: Seconds that may be spent.
+        """
         model = load_model(pipe)
         unguided: dict[str, Any] = {} if model.guidance != "none" else {"guidance": 1.0}
         recipe = recipe_of(self.recipe, model, **unguided)
@@ -368,13 +375,13 @@ class TrainingAudit:
         few = min(FEWEST, whole)
         self._least = fixed + few * each
         # Before any call was paid for, those of a few samples say what they cost.
-        self._pace = self._pace or seconds_a_row(Bank(model, recipe, 1, FEWEST))
+        self._pace = self._pace or seconds_a_row(Bank(model, recipe, 1, TIMED))
         count = min(whole, int((allowance / self._pace - fixed) / each))
         if count < few:
             return none
         nearest, others = self._chosen(count)
         some = (*nearest, *others)
-        done = self._sampled(model, recipe, some, step)
+        done = self._sampled(model, recipe, some, none.step)
         graded = done.table("severity").to_pylist()
         lax = assess(done, rate=NEARLY)["severity"].to_pylist()
         back, near = (

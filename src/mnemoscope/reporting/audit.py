@@ -6,7 +6,7 @@ audit's statistics.
 
 import base64
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,17 @@ class Found:
     @property
     def given_back(self) -> tuple[Row, ...]:
         """Return the captions and prompts that give an image back, the surest first."""
-        rows = [row for row in (*self.captions, *self.ordinary) if row["state"] in GIVEN_BACK]
+        return self._surest(lambda row: row["state"] in GIVEN_BACK)
 
-        def surest(row: Row) -> tuple[float, float]:
-            return max(row["share"] or 0.0, row["share_elsewhere"] or 0.0), row["similarity"] or 0.0
+    @property
+    def now_and_then(self) -> tuple[Row, ...]:
+        """Return those of which samples copy an image, but too few for that; the surest first."""
+        return self._surest(lambda row: row["state"] not in GIVEN_BACK and _copies(row) > 0)
 
-        return tuple(sorted(rows, key=surest, reverse=True))
+    def _surest(self, are: Callable[[Row], bool]) -> tuple[Row, ...]:
+        rows = [row for row in (*self.captions, *self.ordinary) if are(row)]
+        rows.sort(key=lambda row: (_copies(row), row["similarity"] or 0.0), reverse=True)
+        return tuple(rows)
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -192,6 +197,9 @@ class Found:
             "at least half of their samples; "
             f"{some if sampled < self.listed else 'all were sampled in full'}."
         ]
+        if seldom := len(self.now_and_then):
+            some = "1 more gives" if seldom == 1 else f"{seldom:,} more give"
+            said.append(f"{some} one back in fewer of their samples.")
         if self.recall["value"] is not None and sampled < self.listed:
             said.append(f"Of those that do, the audit found {_share(self.recall)}.")
         if self.added is not None:
@@ -230,6 +238,7 @@ class Found:
             "title": self.title,
             "images": list(self.pictures),
             "captions": [dict(row) for row in self.given_back],
+            "now_and_then": [dict(row) for row in self.now_and_then],
             "statistics": [
                 dict(row)
                 for row in (
@@ -295,6 +304,11 @@ class Rung:
     steps: Sequence[Row]
     first: float
     gone: tuple[float, ...]
+
+
+def _copies(row: Row) -> float:
+    """Return the share of samples that copy an image, the caption's own or another."""
+    return max(row["share"] or 0.0, row["share_elsewhere"] or 0.0)
 
 
 CERTAIN = 0.01
@@ -363,13 +377,16 @@ def found_of(run: Run) -> Found:
     )
 
 
+BEST = "Training image on the left, the closest sample on the right; the surest first."
+SELDOM = "Samples of these captions copy an image, but fewer than half of them; the surest first."
+"""What is said above the pictures."""
 SHOWN = 120
 """Captions whose pictures a page shows; the others are rows of table `audited`."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A caption that gives an image back, with the sample that shows it best.
+    """A caption of which samples copy an image, with the one that shows it best.
 
     Attributes:
         row: Its row of table `audited`.
@@ -408,8 +425,13 @@ def write(found: Found, out: str | Path | None = None, *, redact_images: bool = 
         .get_template("audit.html.j2")
         .render(
             found=found,
-            pairs=_pairs(found, redact_images),
-            more=max(0, len(found.given_back) - SHOWN),
+            lots=[
+                (title, hint, (_pairs(found, rows[:SHOWN], redact_images), len(rows[SHOWN:])))
+                for title, hint, rows in (
+                    ("What is given back", BEST, found.given_back),
+                    ("What comes back now and then", SELDOM, found.now_and_then),
+                )
+            ],
             ladder=_ladder(found),
             rungs=found.rungs[:SHOWN],
             pictured=[
@@ -469,9 +491,9 @@ def _ladder(found: Found) -> Markup:
     return Markup(svg(panel, "ladder"))
 
 
-def _pairs(found: Found, redact: bool) -> list[Pair]:
-    """Return the captions that give an image back, each with its best sample."""
-    rows = {row["prompt_id"]: row for row in found.given_back[:SHOWN]}
+def _pairs(found: Found, some: Sequence[Row], redact: bool) -> list[Pair]:
+    """Return captions whose samples copy an image, each with its best sample."""
+    rows = {row["prompt_id"]: row for row in some}
     if not rows:
         return []
     runs = [open_run(folder) for folder in sorted(found.run.path.glob("confirm*"))]

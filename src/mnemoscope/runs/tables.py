@@ -714,11 +714,11 @@ _ALL = (
             Column(
                 "similarity",
                 pa.float64(),
-                "largest similarity of a sample and a picture that it gives back",
+                "largest similarity of a sample and a picture that it copies",
                 "1",
                 nullable=True,
             ),
-            Column("references", pa.list_(pa.string()), "pictures that its samples give back"),
+            Column("references", pa.list_(pa.string()), "pictures that any of its samples copies"),
             Column("items", pa.list_(pa.string()), "items that show them, by name"),
         ),
     ),
