@@ -197,11 +197,11 @@ class Found:
             "at least half of their samples; "
             f"{some if sampled < self.listed else 'all were sampled in full'}."
         ]
-        if seldom := len(self.now_and_then):
-            some = "1 more gives" if seldom == 1 else f"{seldom:,} more give"
-            said.append(f"{some} one back in fewer of their samples.")
         if self.recall["value"] is not None and sampled < self.listed:
             said.append(f"Of those that do, the audit found {_share(self.recall)}.")
+        if seldom := len(self.now_and_then):
+            some = "1 more caption gives" if seldom == 1 else f"{seldom:,} more captions give"
+            said.append(f"{some} one back in fewer of their samples.")
         if self.added is not None:
             said.append(
                 f"Without the adapter {_share(self.ladder[0.0])} do, from the same noise; the "
