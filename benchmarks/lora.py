@@ -1,6 +1,6 @@
 """What a LoRA of the lab memorizes: while it is trained, by scale, and after a filter.
 
-    python -m benchmarks.lora DIR [--steps N] [--lr X]
+    python -m benchmarks.lora DIR [--steps N] [--lr X] [--seed S]
 
 trains the lab's LoRA under a training audit that may take a twentieth of the time, replays it from
 the checkpoints, by CPU time, with captions and noise drawn anew and at larger budgets, then samples
@@ -83,10 +83,10 @@ class Told:
     loss: float
 
 
-def trained(out: Path, steps: int, lr: float) -> TrainingAudit:
+def trained(out: Path, steps: int, lr: float, seed: int) -> TrainingAudit:
     """Train under a training audit."""
     pipe: Any = load_model(BASE).pipeline
-    train_lora(out, steps=0)
+    train_lora(out, steps=0, seed=seed)
     watched = watching(out, out / "training", BUDGET, 0)
 
     def look(unet: Any, step: int) -> None:
@@ -94,7 +94,7 @@ def trained(out: Path, steps: int, lr: float) -> TrainingAudit:
         found = watched.on_checkpoint(pipe, step)
         print(f"step {step}: {found.sampled} sampled, {len(found.given_back)} given back")
 
-    train_lora(out, steps=steps, lr=lr, look=look)
+    train_lora(out, steps=steps, lr=lr, seed=seed, look=look)
     return watched
 
 
@@ -218,10 +218,10 @@ def draw(out: Path, steps: dict[int, Told], ways: dict[str, list[Told]], learned
     save({"lora-training": by_step, "lora-filter": [of_both]}, out / "lora.pdf")
 
 
-def main(out: Path, length: int, lr: float) -> bool:
+def main(out: Path, length: int, lr: float, seed: int) -> bool:
     """Measure, print, and return whether every limit is kept."""
     logging.getLogger("mnemoscope").setLevel(logging.WARNING)
-    watched = trained(out, length, lr)
+    watched = trained(out, length, lr, seed)
     last_step = watched.checkpoints[-1]
     pace = last_step.trained / last_step.step
     again = {
@@ -283,5 +283,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="folder of everything")
     parser.add_argument("--steps", type=int, default=2400, help="length of the training")
     parser.add_argument("--lr", type=float, default=1e-3, help="its peak learning rate")
+    parser.add_argument("--seed", type=int, default=40, help="seed of its pictures")
     given = parser.parse_args()
-    sys.exit(not main(given.out, given.steps, given.lr))
+    sys.exit(not main(given.out, given.steps, given.lr, given.seed))

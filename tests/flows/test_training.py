@@ -98,7 +98,7 @@ def test_the_last_step_before_anything_is_given_back_is_the_one_to_take(tmp_path
     assert set(found[2].given_back) == {"caption 3", "caption 4"}
     assert watched.last_safe == 200
     assert watched.advice.startswith("take step 200: at step 300 2 of ")
-    assert watched.advice.endswith("of 30 sampled at step 200 none does, so of all at most 0%")
+    assert watched.advice.endswith("sampled from step 200 to 200 none does, so of all at most 0%")
     # All captions were sampled here, so the share is exact.
     assert found[3].sampled == SET
     assert found[3].share == pytest.approx(10 / SET)
@@ -116,6 +116,23 @@ def test_a_checkpoint_that_is_safe_by_chance_after_one_that_is_not_is_not_taken(
     for step, captions in ((1, []), (2, [0]), (3, [])):
         trained(watched, clock, known, step, captions)
     assert [one.safe for one in watched.checkpoints] == [True, False, True]
+    assert watched.last_safe == 1
+
+
+def test_later_samples_vouch_for_an_earlier_step(tmp_path, clock, known):
+    watched = watch(tmp_path, budget=0.05)
+    for step in range(1, 5):
+        trained(watched, clock, known, step, [], seconds=3500.0)
+    sampled = [one.sampled for one in watched.checkpoints]
+    assert all(8 <= count < training.VOUCHING for count in sampled)
+    # The last of them is vouched for by too few, until there are more.
+    assert watched.last_safe == 3
+    assert watched.advice.startswith("take step 3: no image was given back up to step 4; of ")
+    assert " sampled from step 3 to 4 none does" in watched.advice
+    trained(watched, clock, known, 5, range(SET), seconds=3500.0)
+    assert watched.last_safe == 3
+    # A first look alone is all there is.
+    watched.checkpoints = [watched.checkpoints[0], watched.checkpoints[-1]]
     assert watched.last_safe == 1
 
 

@@ -10,12 +10,14 @@ network call took at a checkpoint, all else included, and B the budget, a share:
     given back  as an audit says it, which one unrelated pair in a thousand may pass for
     nearly      the same, were it one in a hundred
     safe        no caption that was sampled gives an image back, or nearly
-    last safe   the last safe checkpoint before the first that is not
+    vouching    all sampled at a checkpoint and later, before the first that is not safe
+    last safe   the last that VOUCHING vouch for; the first that is safe, where so many are not
 
 A checkpoint whose allowance is below the least is passed over, untouched once that is known, and
 what it leaves goes to the next, so the budget holds over the training whatever a call turns out to
 cost.
 
+What is given back grows with the training, so what was sampled later vouches for what came before.
 A sample of the captions is drawn once, in an order. Each checkpoint samples as many of them in full
 as it can pay for: half of these are the captions that came nearest to their images when they were
 last sampled, the others have their turn. What comes near is what is given back later, and is seen
@@ -36,6 +38,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate, takewhile
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,8 @@ HELD_OUT = 4
 """Held-out items whose loss is looked at, at most: 5 calls each, from the same noise always."""
 FEWEST = 8
 """Fewest captions that a checkpoint is judged by; of fewer, what a look costs once weighs most."""
+VOUCHING = 16
+"""Fewest captions, some of them more than once, that vouch for a step by giving nothing back."""
 TIMED = 4
 """Samples by which calls are timed before any was paid for."""
 NEARLY = 0.01
@@ -329,13 +334,17 @@ class TrainingAudit:
 
     @property
     def last_safe(self) -> int | None:
-        """Return the last safe step before the first that is not; None where there is none."""
-        last: int | None = None
-        for one in self.checkpoints:
-            if one.safe is False:
-                break
-            last = one.step if one.safe else last
-        return last
+        """Return the last step that enough samples vouch for; None where none was judged safe."""
+        safe = self._safe
+        later = [*accumulate(one.sampled for one in reversed(safe))][::-1]
+        enough = [one.step for one, count in zip(safe, later, strict=True) if count >= VOUCHING]
+        return enough[-1] if enough else safe[0].step if safe else None
+
+    @property
+    def _safe(self) -> list[Checkpoint]:
+        """Return the checkpoints that were judged before the first that is not safe."""
+        judged = (one for one in self.checkpoints if one.safe is not None)
+        return list(takewhile(lambda one: bool(one.safe), judged))
 
     @property
     def advice(self) -> str:
@@ -345,18 +354,24 @@ class TrainingAudit:
         if not judged:
             return "no checkpoint was judged: the budget did not reach, or no sample was finished"
         if unsafe is None:
-            return f"no image was given back up to step {judged[-1].step}; {_doubt(judged[-1])}"
-        back, near = len(unsafe.given_back), len(unsafe.nearly)
-        after = (
-            f"at step {unsafe.step} {back or near} of {unsafe.sampled} captions sampled "
-            f"{'' if back else 'nearly '}give a training image back"
-        )
+            why = f"no image was given back up to step {judged[-1].step}"
+        else:
+            back, near = len(unsafe.given_back), len(unsafe.nearly)
+            why = (
+                f"at step {unsafe.step} {back or near} of {unsafe.sampled} captions sampled "
+                f"{'' if back else 'nearly '}give a training image back"
+            )
         if self.last_safe is None:
-            earlier = any(one.step < unsafe.step for one in self.checkpoints)
+            earlier = any(one.step < judged[0].step for one in self.checkpoints)
             advice = "audit an earlier one, or lift the budget" if earlier else "train more gently"
-            return f"{after}, and no step before it was judged; {advice}"
-        safe = next(one for one in judged if one.step == self.last_safe)
-        return f"take step {self.last_safe}: {after}; {_doubt(safe)}"
+            return f"{why}, and no step before it was judged; {advice}"
+        vouching = [one for one in self._safe if one.step >= self.last_safe]
+        captions = len({name for one in vouching for name in one.margins})
+        most = stratified([Stratum(len(self.prompts), captions, 0, 0)]).high
+        return (
+            f"take step {self.last_safe}: {why}; of {captions} sampled from step {self.last_safe} "
+            f"to {vouching[-1].step} none does, so of all at most {most:.0%}"
+        )
 
     def _look(self, pipe: Any, none: Checkpoint, allowance: float) -> Checkpoint:
         """Sample as many captions as the allowance reaches for, and judge.
@@ -499,13 +514,6 @@ class TrainingAudit:
                 f"cannot write into {str(self.out)!r}: {error.strerror or error}; make room or "
                 "choose another folder"
             ) from error
-
-
-def _doubt(one: Checkpoint) -> str:
-    """Say how much a checkpoint that is safe may have missed."""
-    return (
-        f"of {one.sampled} sampled at step {one.step} none does, so of all at most {one.high:.0%}"
-    )
 
 
 def _price(model: Model, recipe: Recipe, seeds: int, detectors: Sequence[str]) -> int:

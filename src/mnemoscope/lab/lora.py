@@ -104,6 +104,7 @@ def train_lora(
     steps: int = 2400,
     batch: int = 8,
     lr: float = 1e-3,
+    seed: int = 40,
     look: Callable[[Any, int], None] | None = None,
 ) -> None:
     """Train an adapter on the shipped base; goes on where a killed run stopped.
@@ -113,10 +114,11 @@ def train_lora(
         steps: Length of the training.
         batch: Pictures a step.
         lr: Peak learning rate.
+        seed: Seed of the pictures.
         look: Called with the denoiser and the step whenever the adapter is written.
     """
     torch.manual_seed(6)
-    ours, others = pictures()
+    ours, others = pictures(seed)
     write_prompts(ours, out / "pictures")
     write_prompts(others, out / "held-out")
     unet = network()
