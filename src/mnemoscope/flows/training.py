@@ -1,7 +1,8 @@
 r"""A training audit says at each checkpoint what a model gives back, and which to take.
 
-Formulas, with t the seconds that were trained so far, s those spent here, p the fewest that a
-network call took at a checkpoint, all else included, and B the budget, a share::
+Formulas, with t the seconds that were trained so far, s those spent here, p the most that a network
+call took at a checkpoint, all else included, the first left out once there is another, and B the
+budget, a share::
 
     allowance   B·t - s
     captions    (allowance / p - fixed) / each      fixed: held-out loss; each: in full
@@ -245,7 +246,8 @@ class TrainingAudit:
             json.dumps([held.digest, seeds, captions, self.recipe.key]).encode()
         ).hexdigest()
         self.checkpoints, self._trained, self._spent = self._resumed()
-        self._pace, self._least, self._paid = 0.0, 0, False
+        self._paid: list[float] = []
+        self._pace, self._least = 0.0, 0
         self._since = time.perf_counter()
 
     def _resumed(self) -> tuple[list[Checkpoint], float, float]:
@@ -306,10 +308,9 @@ class TrainingAudit:
             self._since = time.perf_counter()
             self._spent += self._since - began
         if found.calls:
-            paid = (self._since - began) / found.calls
+            self._paid.append((self._since - began) / found.calls)
             # What is done once alone, such as loading a judge, is in the first.
-            self._pace = min(paid, self._pace) if self._paid else paid
-            self._paid = True
+            self._pace = max(self._paid[1:] or self._paid)
         if self.stop and found.given_back:
             raise MemorizingError(self.advice)
         return found
