@@ -257,7 +257,9 @@ def test_an_embedding_finds_what_prints_do_not(tmp_path):
     wanted = asked(
         folder, tmp_path / "run", embedding="sscd:official_320", sscd=network, finalists=0.5
     )
-    whole = audit(wanted, model=model)
+    said = []
+    whole = audit(wanted, model=model, notify=said.append)
+    assert said[1] == "embedding: every picture once by sscd:official_320, no network call"
     found = found_of(whole)
     rows = {row["item"]: row for row in found.suspects if "edited" in row["reasons"]}
     assert {at: row["twin"] for at, row in rows.items()} == {42: 60, 60: 42}

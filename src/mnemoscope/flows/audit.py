@@ -476,6 +476,8 @@ class _Stages:
             f"{len(self.dataset):,} items, {n:,} different captions"
             + (f"; items without one are only looked for: {blank:,}" if blank else "")
         )
+        if self.embedding is not None:
+            yield f"embedding: every picture once by {self.embedding.name}, no network call"
         seeds = self.asked.screening_seeds
         yield f"screen: {n:,} captions x {seeds} seeds, {self.screen_calls():,} network calls"
         if self.closer:
