@@ -128,6 +128,9 @@ _BARS = (0.36, 0.16, 0.6, 0.705)
 _WIDE = 0.023
 """Share of the width of axes that a letter of a name takes."""
 
+_END = 0.98
+"""Share of the width of axes up to which there are ticks."""
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 POINTS = 2000
@@ -178,6 +181,11 @@ def _draw_curves(axes: Axes, panel: CurvePanel) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        # Half of what names a tick at the very end would lie outside the panel.
+        low, high = axes.get_xlim()
+        end = low + _END * (high - low)
+        axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= end])
 
 
 def _power(value: float, _: int | None) -> str:
@@ -216,13 +224,14 @@ def _draw_points(axes: Axes, panel: ScatterPanel) -> None:
 
 
 def _name_points(axes: Axes, panel: ScatterPanel) -> None:
-    """Write names up and to the left of their points, each a line above the one to its left."""
+    """Write names up and to the left of their points, above any that would be in their place."""
     low, high = axes.get_ylim()
     # The room for names lies beyond the data, where a tick would promise more of it.
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
     axes.set_ylim(low, high + 0.35 * (high - low))
-    line = 11.5 * axes.figure.dpi / 72
-    floor = -math.inf
+    point = axes.figure.dpi / 72
+    line, beside = 11.5 * point, 7 * point
+    room = axes.transAxes.transform((1, 1))[0] - axes.transAxes.transform((0, 0))[0]
     named = sorted(
         (
             (name, x, y)
@@ -230,17 +239,26 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
             for name, x, y in zip(points.prompt_ids, points.x, points.y, strict=True)
             if name in panel.named
         ),
-        key=lambda named: named[1],
+        key=lambda named: named[1:],
     )
+    taken: list[tuple[float, float, float]] = []
     for place, (name, x, y) in enumerate(named):
         across, up = axes.transData.transform((x, y))
-        at = max(up + line / 2, floor + line)
+        wide = _WIDE * len(name) * room
         # To the side on which the name has room.
         left = axes.transAxes.inverted().transform((across, up))[0] < min(0.5, _WIDE * len(name))
+        start = across + beside if left else across - beside - wide
+        at = up + line / 2
+        while any(
+            abs(at - other) < line and start < end and begin < start + wide
+            for begin, end, other in taken
+        ):
+            at += line / 4
+        taken.append((start, start + wide, at))
         axes.annotate(
             name,
             (x, y),
-            xytext=(7 if left else -7, (at - up) * 11.5 / line),
+            xytext=(7 if left else -7, (at - up) / point),
             textcoords="offset points",
             ha="left" if left else "right",
             va="bottom",
@@ -250,7 +268,6 @@ def _name_points(axes: Axes, panel: ScatterPanel) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             zorder=4 - 0.01 * place,
         )
-        floor = at
 
 
 def _draw_bars(axes: Axes, panel: BarPanel) -> None:
