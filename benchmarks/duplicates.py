@@ -17,8 +17,7 @@ import argparse
 import io
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -159,7 +158,7 @@ class Pictures:
         return found | {"edited": Described("", self.descriptors).copies()}
 
 
-def looked(images: Iterator[Image.Image], embedding: Describing | None) -> Pictures:
+def looked(images: Iterable[Image.Image], embedding: Describing | None) -> Pictures:
     """Return what is compared of pictures, which are read as they are taken."""
     made = list[bytes]()
 
@@ -168,9 +167,9 @@ def looked(images: Iterator[Image.Image], embedding: Describing | None) -> Pictu
             made.append(fingerprint(pixels(image), SIZE))
             yield pixels(image)
 
-    told = None if embedding is None else embedding.embed(seen()).half().numpy()
     if embedding is None:
-        deque(seen(), maxlen=0)
+        made = [fingerprint(pixels(image), SIZE) for image in images]
+    told = None if embedding is None else embedding.embed(seen()).half().numpy()
     return Pictures(np.frombuffer(b"".join(made), dtype=np.uint8).reshape(-1, BYTES), told)
 
 
@@ -181,7 +180,7 @@ def pictures(
     if folder is not None:
         sources = [item.image for item in read_set(folder) if item.image is not None]
         every = [pictured(load_image(source).pixels) for source in sources]
-        return every[:COPIED], looked(iter(every), embedding)
+        return every[:COPIED], looked(every, embedding)
     # Those of a template differ by their colours indeed.
     planted = [pictured(one.image()) for one in load_planted() if one.family == "verbatim"]
     planted, drawn = planted[:COPIED], Scenes(78_000_000, pairs=0.75)

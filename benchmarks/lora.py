@@ -42,6 +42,7 @@ from mnemoscope.flows.lora import Filtering, filter_lora
 from mnemoscope.lab.judge import recognised
 from mnemoscope.lab.lora import DUSK, train_lora
 from mnemoscope.ranking.markdown import table
+from mnemoscope.ranking.metrics import auc
 from mnemoscope.reporting.audit import found_of
 from mnemoscope.reporting.figures import save
 from mnemoscope.runs.folder import Run, open_run
@@ -56,7 +57,7 @@ LOSS = "denoising_loss:5"
 """What is measured on held-out pictures."""
 BUDGET = 0.05
 """Share of the training that its audit may take."""
-REPLAYS = (*((BUDGET, seed) for seed in range(1, 6)), (0.1, 0), (0.2, 0))
+REPLAYS = (*((BUDGET, draw) for draw in range(1, 10)), (0.1, 0), (0.2, 0))
 """Shares and seeds at which it is replayed."""
 EDGE = 4
 """Rows of pixels by which the ground of a picture is told."""
@@ -162,6 +163,33 @@ def measured(out: Path, name: str, file: Path, scale: float = 1.0) -> Told:
     return told
 
 
+def foretold(out: Path, steps: dict[int, Told]) -> list[list[str]]:
+    """Return how well what a checkpoint shows ranks what is given back at a later one.
+
+    AUC of how near the first sample of a caption came to its image, and of `gap_norm` at the first
+    call, for the captions that give an image back at the first step where a quarter of all do; or
+    at the last.
+    """
+    late = next((s for s, one in steps.items() if 4 * one.back >= one.captions), max(steps))
+    runs = {step: open_run(out / "audit" / f"step-{step:06d}") for step in steps if step <= late}
+    back = {row["prompt_id"] for row in found_of(runs[late]).given_back}
+    rows: list[list[str]] = []
+    for step, run in runs.items():
+        near = {
+            row["prompt_id"]: row["value"]
+            for row in open_run(run.path / "confirm").table("similarities").to_pylist()
+            if (row["relation"], row["seed"]) == ("own", 0)
+        }
+        first = {
+            row["prompt_id"]: row["score"]
+            for row in open_run(run.path / "screen").table("scores").to_pylist()
+        }
+        labels = np.array([name in back for name in near])
+        told = [auc(np.array([by[name] for name in near]), labels).value for by in (near, first)]
+        rows.append([f"{step}", *(f"{value:.2f}" for value in told), f"{len(back)} at {late}"])
+    return rows
+
+
 def looked(run: Run) -> tuple[float, float]:
     """Return how many samples show what is named, and how far their edges are from the ground.
 
@@ -225,7 +253,7 @@ def main(out: Path, length: int, lr: float, seed: int) -> bool:
     last_step = watched.checkpoints[-1]
     pace = last_step.trained / last_step.step
     again = {
-        f"{budget:.0%}, seed {seed}": replayed(out, budget, seed, pace) for budget, seed in REPLAYS
+        f"{budget:.0%}, draw {draw}": replayed(out, budget, draw, pace) for budget, draw in REPLAYS
     }
     steps: dict[int, Told] = {}
     for folder in sorted((out / "checkpoints").iterdir()):
@@ -248,6 +276,8 @@ def main(out: Path, length: int, lr: float, seed: int) -> bool:
         for one in (*steps.values(), *scaled, *filters)
     ]  # fmt: skip
     print(table(["adapter", "given back", "right", "learned", "loss"], rows))
+    told = foretold(out, steps)
+    print(table(["step", "AUC of nearness", "AUC of gap_norm", "given back"], told))
     draw(out, steps, {"LoRA scaled": scaled, "LoRA filtered": filters}, learned)
     return limits(watched, again, steps)
 

@@ -785,12 +785,7 @@ class _Stages:
         captions, chosen, measure = self.captions, confirmed.chosen, self.asked.similarity[0]
         labels, prompts = labels_of(chosen), confirmed.prompts
         judged = confirmed.found
-        copied = defaultdict[str, dict[str, float]](dict)
-        for run in confirmed.runs:
-            for prompt_id, some in _copied(run, measure).items():
-                held = copied[prompt_id]
-                for name, value in some.items():
-                    held[name] = max(value, held.get(name, value))
+        copied = _copied(confirmed.runs, measure)
         own = self.asked.lora_scale
         by_scale: dict[float, Mapping[str, Judgement]] = {own: judged} | {
             scale: judge(run.table("severity").to_pylist(), measure)
@@ -940,32 +935,33 @@ def labels_of(chosen: Plan) -> dict[int, str]:
     return found
 
 
-def _copied(run: Run, measure: str) -> dict[str, dict[str, float]]:
-    """Return the pictures that samples of a run copy, and how near they come.
+def _copied(runs: Sequence[Run], measure: str) -> dict[str, dict[str, float]]:
+    """Return the pictures that samples copy, and how near they come.
 
     Returns:
         Largest similarity by picture, by prompt_id.
     """
-    copies: dict[str, tuple[set[int], set[int]]] = {
-        row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
-        for row in run.table("severity").to_pylist()
-        if row["measure"] == measure and (row["own_seeds"] or row["elsewhere_seeds"])
-    }
-    best: dict[tuple[str, int, str], tuple[float, str]] = {}
-    for part in run.parts("similarities"):
-        for row in part.to_pylist():
-            if row["measure"] != measure or row["prompt_id"] not in copies:
-                continue
-            key = row["prompt_id"], row["seed"], row["relation"]
-            if row["relation"] in ("own", "nearest"):
-                found = row["value"], row["reference_id"]
-                best[key] = max(found, best.get(key, found))
-    names: dict[str, dict[str, float]] = defaultdict(dict)
-    for (prompt, seed, relation), (value, reference) in best.items():
-        own, elsewhere = copies[prompt]
-        if seed in (own if relation == "own" else elsewhere):
-            names[prompt][reference] = max(value, names[prompt].get(reference, value))
-    return names
+    found = defaultdict[str, dict[str, float]](dict)
+    for run in runs:
+        copies: dict[str, tuple[set[int], set[int]]] = {
+            row["prompt_id"]: (set(row["own_seeds"] or ()), set(row["elsewhere_seeds"] or ()))
+            for row in run.table("severity").to_pylist()
+            if row["measure"] == measure and (row["own_seeds"] or row["elsewhere_seeds"])
+        }
+        best: dict[tuple[str, int, str], tuple[float, str]] = {}
+        for part in run.parts("similarities"):
+            for row in part.to_pylist():
+                if row["measure"] != measure or row["prompt_id"] not in copies:
+                    continue
+                key = row["prompt_id"], row["seed"], row["relation"]
+                if row["relation"] in ("own", "nearest"):
+                    this = row["value"], row["reference_id"]
+                    best[key] = max(this, best.get(key, this))
+        for (prompt, seed, relation), (value, reference) in best.items():
+            own, elsewhere = copies[prompt]
+            if seed in (own if relation == "own" else elsewhere):
+                found[prompt][reference] = max(value, found[prompt].get(reference, value))
+    return found
 
 
 def prevalence_of(

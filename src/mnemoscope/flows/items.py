@@ -7,7 +7,6 @@ embedding is asked for.
 Contents: `Opened` and `open_items`; `embedding_of`.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mnemoscope.data.sets import BLANK, DataSet, Item
 from mnemoscope.errors import InputError
 from mnemoscope.flows.confirming import Images
 from mnemoscope.flows.detect import DELAY
+from mnemoscope.flows.options import similarity_of
 from mnemoscope.ranking.suspects import words_of
 from mnemoscope.runs.execute import chunks
 from mnemoscope.runs.folder import Run, Writer
@@ -29,7 +29,7 @@ from mnemoscope.runs.manifest import Manifest
 from mnemoscope.runs.tables import TABLES
 from mnemoscope.severity.described import Described, Descriptors
 from mnemoscope.severity.nearest import BYTES, Whole, fingerprint
-from mnemoscope.similarity import Describing, get_similarity
+from mnemoscope.similarity import Describing
 
 ITEMS = 1024
 """Items whose rows are written together."""
@@ -59,7 +59,7 @@ def embedding_of(name: str, weights: str | Path | None) -> Describing:
         InputError: If it has no descriptors.
         ModelError: If its network cannot be loaded.
     """
-    found = get_similarity(name, weights=weights if name.startswith("sscd") else None)
+    found = similarity_of(name, weights)
     if not isinstance(found, Describing):
         raise InputError(
             f"embedding {name!r} given, which has no descriptors; expected a measure that has, "
@@ -125,6 +125,8 @@ def _rows(
     first: int, items: Sequence[Item], size: tuple[int, int], embedding: Describing | None
 ) -> list[dict[str, Any]]:
     """Open the pictures of some items, one after the other, and say what each item is."""
+    if embedding is None:
+        return [_row(at, item, size)[0] for at, item in enumerate(items, first)]
     rows = list[dict[str, Any]]()
 
     def opened() -> Iterator[Pixels]:
@@ -134,9 +136,6 @@ def _rows(
             if pixels is not None:
                 yield pixels
 
-    if embedding is None:
-        deque(opened(), maxlen=0)
-        return rows
     found = embedding.embed(opened()).half().numpy()
     usable = (row for row in rows if row["reference_id"] is not None)
     for row, descriptor in zip(usable, found, strict=True):

@@ -1,7 +1,7 @@
 """What the options of several flows share: reading them from text, and naming a model and a list.
 
-Contents: `values_of`, `brought`, `given`, `resolved`, `recipe_of`, `listed`, `loaded`, `name_of`,
-`opened`, `as_model`, and `Named`, a model for another process.
+Contents: `values_of`, `brought`, `given`, `resolved`, `recipe_of`, `similarity_of`, `listed`,
+`loaded`, `name_of`, `opened`, `as_model`, and `Named`, a model for another process.
 """
 
 import re
@@ -21,6 +21,7 @@ from mnemoscope.models.source import Source
 from mnemoscope.runs.executors import Execution, executor_of
 from mnemoscope.sampling.hooks import Intervention
 from mnemoscope.sampling.recipe import Recipe
+from mnemoscope.similarity import Similarity, get_similarity
 
 PATHS = (
     "prompts", "dataset", "held_out", "out", "sscd", "lora", "vae", "save", "ordinary", "study",
@@ -164,6 +165,11 @@ def recipe_of(options: Any, model: Model, **changes: Any) -> Recipe:
     held = {f.name: getattr(options, f.name) for f in fields(Recipe)} | changes
     recipe = Recipe(**held)
     return replace(recipe, scheduler=model.scheduler) if recipe.scheduler == "auto" else recipe
+
+
+def similarity_of(name: str, sscd: str | Path | None) -> Similarity:
+    """Return a measure by its name; the file is that of SSCD's network, for those that have it."""
+    return get_similarity(name, weights=sscd if name.startswith("sscd") else None)
 
 
 def loaded(options: Source) -> Model:

@@ -44,6 +44,7 @@ from mnemoscope.flows.options import (
     loaded,
     recipe_of,
     resolved,
+    similarity_of,
     values_of,
 )
 from mnemoscope.flows.rows import (
@@ -79,7 +80,7 @@ from mnemoscope.sampling.batching import attempt
 from mnemoscope.sampling.loop import Progress
 from mnemoscope.sampling.recipe import Recipe, Sampling, checked_guidance
 from mnemoscope.severity.grade import assess
-from mnemoscope.similarity import Index, Similarity, get_similarity
+from mnemoscope.similarity import Index, Similarity
 
 Derive = Callable[[Writer, Manifest, Mapping[str, Similarity]], None]
 """Writes the tables that are arithmetic on the others."""
@@ -210,7 +211,7 @@ def run(
     if prompts is None:
         prompts, known = study_prompts(study)
     detectors = choose(study.detectors)
-    measures = {name: _similarity(study, name) for name in study.similarity}
+    measures = {name: similarity_of(name, study.sscd) for name in study.similarity}
     model = loaded(study) if model is None else as_model(model)
     with tqdm(unit="call", unit_scale=True, disable=not progress, leave=False, delay=DELAY) as bar:
         made = work or StudyWorker
@@ -501,17 +502,14 @@ def _again(
     study, named, detectors, references = told
     worker = made(study, named.load(), detectors, tick)
     vars(worker).update(state)
-    worker.compare_with(references, {name: _similarity(study, name) for name in study.similarity})
+    measures = {name: similarity_of(name, study.sscd) for name in study.similarity}
+    worker.compare_with(references, measures)
     worker.mean_from(Writer(Path(study.out)))
     return worker
 
 
 def _update(bar: Any, rows: int) -> None:
     bar.update(rows)
-
-
-def _similarity(study: Study, name: str) -> Similarity:
-    return get_similarity(name, weights=study.sscd if name.startswith("sscd") else None)
 
 
 def study_prompts(study: Study) -> tuple[PromptList, PromptList]:

@@ -8,9 +8,7 @@ budget, a share::
     captions    (allowance / p - fixed) / each      fixed: held-out loss; each: in full
     least       p·(fixed + each·FEWEST)
     margin      a caption's similarity to its image, less what counts as giving it back
-    given back  as an audit says it, which one unrelated pair in a thousand may pass for
-    nearly      the same, were it one in a hundred
-    safe        no caption that was sampled gives an image back, or nearly
+    safe        no caption that was sampled gives an image back, as an audit says it
     vouching    all sampled at a checkpoint and later, before the first that is not safe
     last safe   the last that VOUCHING vouch for; the first that is safe, where so many are not
 
@@ -22,9 +20,9 @@ What is given back grows with the training, so what was sampled later vouches fo
 A sample of the captions is drawn once, in an order. Each checkpoint samples as many of them in full
 as it can pay for: half of these are the captions that came nearest to their images when they were
 last sampled, the others have their turn. What comes near is what is given back later, and is seen
-before; scores of the first call tell nothing of what an adapter has learned by heart of forty
-pictures shown alike. Training notices nothing: weights, modes, gradients and random numbers are as
-they were.
+before; scores of the first call do not find what an adapter has learned by heart of forty pictures
+shown alike. Training notices nothing: weights, modes, gradients and random numbers are as they
+were.
 
 Contents: `TrainingAudit`, `Checkpoint`.
 
@@ -83,12 +81,10 @@ HELD_OUT = 4
 """Held-out items whose loss is looked at, at most: 5 calls each, from the same noise always."""
 FEWEST = 8
 """Fewest captions that a checkpoint is judged by; of fewer, what a look costs once weighs most."""
-VOUCHING = 16
+VOUCHING = 24
 """Fewest captions, some of them more than once, that vouch for a step by giving nothing back."""
 TIMED = 4
 """Samples by which calls are timed before any was paid for."""
-NEARLY = 0.01
-"""Share of unrelated pairs that may pass for nearly a copy."""
 MEASURE = "l2"
 """Similarity that says what is given back."""
 
@@ -110,7 +106,6 @@ class Checkpoint:
         calls: Network calls at this checkpoint; 0 where it was passed over.
         sampled: Captions that were sampled in full.
         given_back: Those that give a training image back.
-        nearly: Those that would if one unrelated pair in a hundred might pass for a copy.
         margins: How much nearer to its image each came than counts as giving it back, by prompt_id;
             None where that cannot be told.
         share: Share of the captions that do; None where none was judged.
@@ -126,7 +121,6 @@ class Checkpoint:
     calls: int = 0
     sampled: int = 0
     given_back: tuple[str, ...] = ()
-    nearly: tuple[str, ...] = ()
     margins: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     share: float | None = None
     low: float | None = None
@@ -135,11 +129,8 @@ class Checkpoint:
 
     @property
     def safe(self) -> bool | None:
-        """Return whether no caption that was sampled gives an image back, or nearly.
-
-        None where no caption was judged.
-        """
-        return not (self.given_back or self.nearly) if self.share is not None else None
+        """Return whether no caption that was sampled gives an image back; None if none was."""
+        return not self.given_back if self.share is not None else None
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -263,7 +254,7 @@ class TrainingAudit:
                         f"{str(record)!r} is of another data set or other options; choose another "
                         "folder"
                     )
-                row |= {name: tuple(row.get(name, ())) for name in ("given_back", "nearly")}
+                row["given_back"] = tuple(row["given_back"])
                 found.append(Checkpoint(**row))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -311,7 +302,7 @@ class TrainingAudit:
             self._paid.append((self._since - began) / found.calls)
             # What is done once alone, such as loading a judge, is in the first.
             self._pace = max(self._paid[1:] or self._paid)
-        if self.stop and found.given_back:
+        if self.stop and found.safe is False:
             raise MemorizingError(self.advice)
         return found
 
@@ -339,7 +330,8 @@ class TrainingAudit:
         safe = self._safe
         later = [*accumulate(one.sampled for one in reversed(safe))][::-1]
         enough = [one.step for one, count in zip(safe, later, strict=True) if count >= VOUCHING]
-        return enough[-1] if enough else safe[0].step if safe else None
+        steps = enough or [one.step for one in safe[:1]]
+        return steps[-1] if steps else None
 
     @property
     def _safe(self) -> list[Checkpoint]:
@@ -357,10 +349,9 @@ class TrainingAudit:
         if unsafe is None:
             why = f"no image was given back up to step {judged[-1].step}"
         else:
-            back, near = len(unsafe.given_back), len(unsafe.nearly)
             why = (
-                f"at step {unsafe.step} {back or near} of {unsafe.sampled} captions sampled "
-                f"{'' if back else 'nearly '}give a training image back"
+                f"at step {unsafe.step} {len(unsafe.given_back)} of {unsafe.sampled} captions "
+                "sampled give a training image back"
             )
         if self.last_safe is None:
             earlier = any(one.step < judged[0].step for one in self.checkpoints)
@@ -399,11 +390,8 @@ class TrainingAudit:
         some = (*nearest, *others)
         done = self._sampled(model, recipe, some, none.step)
         graded = done.table("severity").to_pylist()
-        lax = assess(done, rate=NEARLY)["severity"].to_pylist()
-        back, near = (
-            {p.prompt_id: gives_back(found.get(p.prompt_id, NOT_JUDGED).state) for p in some}
-            for found in (judge(graded, MEASURE), judge(lax, MEASURE))
-        )
+        judged = judge(graded, MEASURE)
+        back = {p.prompt_id: gives_back(judged.get(p.prompt_id, NOT_JUDGED).state) for p in some}
         margins = {
             row["prompt_id"]: row["mean"] - row["threshold"]
             for row in graded
@@ -421,7 +409,6 @@ class TrainingAudit:
             calls=fixed + each * count,
             sampled=count,
             given_back=tuple(prompt.text for prompt in some if back[prompt.prompt_id]),
-            nearly=tuple(p.text for p in some if near[p.prompt_id] and not back[p.prompt_id]),
             margins={prompt.prompt_id: margins.get(prompt.prompt_id) for prompt in some},
             share=share.value if known and isfinite(share.value) else None,
             low=share.low if known else None,
